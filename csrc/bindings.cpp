@@ -1,0 +1,70 @@
+// Python bindings: releases the GIL and turns a Status into an exception; nothing else. Tensors
+// arrive as addresses, checked by deeprep/_validate.py, so the core needs no torch to build.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "class_moments.h"
+#include "cpu/simd.h"
+
+namespace py = pybind11;
+using namespace deeprep;
+
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);  // NOLINT: the one place where an address becomes a pointer
+}
+
+void bound_class_moments(uintptr_t features, FeatureType feature_type, int64_t num_rows,
+                         int64_t num_columns, int64_t row_stride, int64_t column_stride,
+                         uintptr_t labels, LabelType label_type, int64_t ignore_index,
+                         uintptr_t counts, uintptr_t means, uintptr_t sumsq, int64_t num_classes,
+                         int num_threads) {
+  Status status;
+  {
+    const py::gil_scoped_release unlocked;
+    status = class_moments(
+        {pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
+         column_stride},
+        {pointer<const void>(labels), label_type, ignore_index},
+        {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
+        num_threads);
+  }
+  if (status.ok()) return;
+  const std::string message = describe(status, num_classes, ignore_index);
+  if (status.code == Code::kOutOfMemory) {
+    PyErr_SetString(PyExc_MemoryError, message.c_str());
+    throw py::error_already_set();
+  }
+  throw py::value_error(message);
+}
+
+void bound_set_simd_level(const std::string& name) {
+  if (set_simd_level(name)) return;
+  std::string names;
+  for (const std::string& level : available_simd_levels()) {
+    names += (names.empty() ? "" : ", ") + level;
+  }
+  throw py::value_error("DEEPREP_SIMD is '" + name + "', expected one of: " + names);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core of deeprep; use deeprep.ops and deeprep.ClassScatter.";
+  py::enum_<FeatureType>(m, "FeatureType")
+      .value("float32", FeatureType::kFloat32)
+      .value("float64", FeatureType::kFloat64)
+      .value("float16", FeatureType::kFloat16)
+      .value("bfloat16", FeatureType::kBFloat16);
+  py::enum_<LabelType>(m, "LabelType")
+      .value("int32", LabelType::kInt32)
+      .value("int64", LabelType::kInt64);
+  m.attr("compiler") = DEEPREP_COMPILER;
+  m.attr("cuda") = false;
+  m.def("class_moments", &bound_class_moments);
+  m.def("simd_level", &simd_level);
+  m.def("available_simd_levels", &available_simd_levels);
+  m.def("set_simd_level", &bound_set_simd_level);
+}

@@ -1,0 +1,6 @@
+// The kernels compiled for any machine; the flags are set in CMakeLists.txt.
+#include "cpu/kernels.h"
+
+namespace deeprep::portable {
+#include "cpu/kernels.inl"
+}  // namespace deeprep::portable

@@ -1,0 +1,38 @@
+// What the core returns instead of throwing: a code, and the two numbers that a message needs.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace deeprep {
+
+enum class Code {
+  kOk,
+  kLabelOutOfRange,
+  kOutOfMemory,
+};
+
+struct Status {
+  Code code = Code::kOk;
+  int64_t index = 0;  // kLabelOutOfRange: the row whose label is wrong
+  int64_t value = 0;  // kLabelOutOfRange: that label
+
+  bool ok() const { return code == Code::kOk; }
+};
+
+// One sentence for a person: the argument, the value found, the value wanted.
+inline std::string describe(const Status& status, int64_t num_classes, int64_t ignore_index) {
+  switch (status.code) {
+    case Code::kOk:
+      return "ok";
+    case Code::kLabelOutOfRange:
+      return "labels[" + std::to_string(status.index) + "] is " + std::to_string(status.value) +
+             ", expected a class in [0, " + std::to_string(num_classes) +
+             ") or ignore_index = " + std::to_string(ignore_index);
+    case Code::kOutOfMemory:
+      return "class_moments: not enough memory for the scratch buffers";
+  }
+  return "unknown status";
+}
+
+}  // namespace deeprep

@@ -1,0 +1,143 @@
+"""The one place where input is checked and brought into the form the core takes.
+
+Every error names the argument, the value found and the value wanted, and is raised before
+anything is written. Label values are checked by the core itself, in its first pass over them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LABEL_DTYPES = (torch.int64, torch.int32)
+
+
+class UndefinedStatisticError(ValueError):
+    """A statistic was asked of a state on which it is not defined: no samples, or one class."""
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return `value` as an int; it must be a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}, expected a whole number >= 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected a whole number >= 1")
+    return int(value)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray):
+        try:
+            with warnings.catch_warnings():
+                # torch warns that writing to a read-only array is undefined; we only read.
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+                return torch.from_numpy(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} is a NumPy array of dtype {value.dtype} and strides {value.strides} that "
+                f"torch cannot read in place ({error}); pass np.ascontiguousarray({name})"
+            ) from error
+    if hasattr(value, "__dlpack__"):
+        return torch.from_dlpack(value).detach()
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, expected a torch tensor, a NumPy array or an object "
+        "that speaks DLPack"
+    )
+
+
+def _flip_negative_rows(features: Any, labels: Any) -> tuple[Any, Any]:
+    """Read a row-reversed NumPy array from its other end: torch has no negative strides."""
+    if isinstance(features, np.ndarray) and features.ndim == 2 and features.strides[0] < 0:
+        labels = labels.flip(0) if isinstance(labels, Tensor) else np.asarray(labels)[::-1].copy()
+        return features[::-1], labels
+    return features, labels
+
+
+def _class_of_one_hot(labels: Tensor, num_rows: int, num_classes: int | None) -> Tensor:
+    """Class indices (N,) of one-hot rows (N, K)."""
+    if labels.shape[0] != num_rows or (num_classes is not None and labels.shape[1] != num_classes):
+        wanted = "K" if num_classes is None else num_classes
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}, expected ({num_rows},) or one-hot rows "
+            f"({num_rows}, {wanted})"
+        )
+    if labels.shape[1] == 0:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected at least one class")
+    is_one = labels == 1
+    wrong = ((labels != 0) & ~is_one).any(dim=1) | (is_one.sum(dim=1) != 1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"labels[{row}] is {labels[row].tolist()}, expected a one-hot row (a single 1, the "
+            "rest 0); for soft labels pass their arg-max"
+        )
+    return is_one.to(torch.uint8).argmax(dim=1)
+
+
+def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Bring features (N, d) and labels into tensors without copying the features.
+
+    Parameters
+    ----------
+    features : (N, d) torch tensor, NumPy array or DLPack object.
+    labels : (N,) integers, or one-hot rows (N, K), which become their class indices.
+    num_classes : K, where known, to check one-hot rows against.
+    """
+    features, labels = _flip_negative_rows(features, labels)
+    features = _as_tensor("features", features)
+    labels = _as_tensor("labels", labels)
+    if labels.ndim == 2 and features.ndim == 2:
+        labels = _class_of_one_hot(labels, features.shape[0], num_classes)
+    return features, labels
+
+
+def check_batch(features: Tensor, labels: Tensor) -> None:
+    """Check shapes, dtypes and devices of features (N, d) and labels (N,)."""
+    if features.ndim != 2:
+        raise ValueError(f"features has shape {tuple(features.shape)}, expected (N, d)")
+    if features.dtype not in FEATURE_DTYPES:
+        wanted = ", ".join(str(dtype) for dtype in FEATURE_DTYPES)
+        raise TypeError(f"features has dtype {features.dtype}, expected one of {wanted}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}, expected ({features.shape[0]},): one label "
+            "for each row of features"
+        )
+    if labels.dtype not in LABEL_DTYPES:
+        raise TypeError(f"labels has dtype {labels.dtype}, expected torch.int64 or torch.int32")
+    if labels.device != features.device:
+        raise ValueError(
+            f"labels is on {labels.device}, expected {features.device}, where features is"
+        )
+
+
+def check_state(features: Tensor, counts: Tensor, means: Tensor, sumsq: Tensor) -> None:
+    """Check that the state (counts (K,), means (K, d), sumsq (K,)) can take these features."""
+    num_classes = counts.shape[0] if counts.ndim == 1 else -1
+    num_features = features.shape[1] if features.ndim == 2 else -1
+    expected = (
+        ("counts", counts, (num_classes,), torch.int64),
+        ("means", means, (num_classes, num_features), torch.float64),
+        ("sumsq", sumsq, (num_classes,), torch.float64),
+    )
+    for name, tensor, shape, dtype in expected:
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {shape} for features of shape "
+                f"{tuple(features.shape)}"
+            )
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}, expected a contiguous tensor")
+        if tensor.device != features.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, expected {features.device}, where features is"
+            )
