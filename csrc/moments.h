@@ -1,7 +1,7 @@
 // The merge arithmetic of class moments: four formulas, one header, host and device.
 //
 // A chunk is at most kChunkRows rows of one class. With its first row p as pivot, a kernel
-// accumulates per column, in float32 (float64 for float64 features) and in row order,
+// accumulates per column, in float32 (float64 for float64 features) and in a fixed order,
 //
 //     t = sum_i (x_i - p),    q = sum_i (x_i - p)^2
 //
@@ -10,8 +10,10 @@
 //     mean = p + t / m,       M2 = q - t^2 / m
 //
 // Because p is one of the m rows, M2 >= q / m: the subtraction loses at most a factor m, whatever
-// the data, so M2 is good to about m * 2^-24 in the worst case. Chunks are merged by the update of
-// Chan, Golub, LeVeque (1979): every term is >= 0, nothing cancels again.
+// the data. Where it would lose more than a factor 8 in float32 (the pivot is an outlier) the chunk
+// is summed once more in double, so M2 is good to a few 1e-7, and to 1e-5 in the worst case. Chunks
+// are merged by the update of Chan, Golub, LeVeque (1979): every term is >= 0, nothing cancels
+// again.
 //
 // Every function is `static`: each instruction set's translation unit keeps its own copy, so the
 // linker can never hand AVX-512 code to a machine without it.

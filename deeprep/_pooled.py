@@ -22,7 +22,12 @@ def _add_gram(rows: Tensor, total: Tensor, scale: float = 1.0) -> None:
 
 
 def add_shifted_gram(
-    features: Tensor, labels: Tensor, ignore_index: int, means: Tensor, counts: Tensor, total: Tensor
+    features: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    means: Tensor,
+    counts: Tensor,
+    total: Tensor,
 ) -> None:
     """Add the pooled scatter of (features, labels) to the upper panels of `total` (d, d) float64.
 
@@ -39,11 +44,11 @@ def add_shifted_gram(
         torch.sub(features[begin : begin + num_rows], shifted, out=shifted)
         shifted.masked_fill_(ignored.unsqueeze(1), 0.0)
         _add_gram(shifted, total)
-    add_merge_terms(pivots.double().sub_(means), -counts.double(), total)
+    add_merge_terms(pivots.double() - means, -counts.double(), total)
 
 
 def add_merge_terms(deltas: Tensor, weights: Tensor, total: Tensor) -> None:
-    """Upper panels of total (d, d) += sum_k weights[k] deltas[k] deltas[k]', weights all >= 0 or <= 0.
+    """Upper panels of total (d, d) += sum_k weights[k] deltas[k] deltas[k]', all weights of one sign.
 
     With deltas (K, d) the distances of two states' class means and weights n m / (n + m), this is
     the term by which merging them grows the pooled scatter.

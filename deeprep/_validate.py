@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32)
@@ -45,7 +46,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
                 f"torch cannot read in place ({error}); pass np.ascontiguousarray({name})"
             ) from error
     if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value).detach()
+        return from_dlpack(value).detach()
     raise TypeError(
         f"{name} is a {type(value).__name__}, expected a torch tensor, a NumPy array or an object "
         "that speaks DLPack"

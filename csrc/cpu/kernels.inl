@@ -1,10 +1,11 @@
 // The chunk kernel, compiled once per instruction set (kernels_portable.cpp, kernels_avx2.cpp,
 // kernels_avx512.cpp) inside the namespace of that set.
 //
-// Algorithm: pivoted chunks, see moments.h. Per column the additions happen in row order and no
-// operation is contracted, so vector width cannot change a bit; the compiler vectorises across
-// columns. Four rows are consumed per visit of the accumulators t and q, which stay in the
-// first-level cache: one load per feature, and a quarter of the accumulator traffic.
+// Algorithm: pivoted chunks, see moments.h. Per column the order of additions is fixed (after the
+// pivot, rows join in fours: (a + b) + (c + e)) and no operation is contracted, so vector width
+// cannot change a bit; the compiler vectorises across columns. Fours because the accumulators t and
+// q, which live in the first-level cache, are then loaded and stored a quarter as often, and
+// because sums are shallower: at most 20 roundings deep.
 //
 // Nothing here may call an inline function with external linkage (std:: included): the linker is
 // free to keep the copy compiled for the widest instruction set.
@@ -77,22 +78,12 @@ inline void add_rows(const T* __restrict a, const T* __restrict b, const T* __re
                      const T* __restrict e, ChunkSums<Accumulator>& sums, int64_t num_columns) {
   for (int64_t j = 0; j < num_columns; ++j) {
     const Accumulator pivot = sums.pivot[j];
-    Accumulator t = sums.t[j];
-    Accumulator q = sums.q[j];
     const Accumulator da = static_cast<Accumulator>(widen(a[j])) - pivot;
-    t += da;
-    q += da * da;
     const Accumulator db = static_cast<Accumulator>(widen(b[j])) - pivot;
-    t += db;
-    q += db * db;
     const Accumulator dc = static_cast<Accumulator>(widen(c[j])) - pivot;
-    t += dc;
-    q += dc * dc;
     const Accumulator de = static_cast<Accumulator>(widen(e[j])) - pivot;
-    t += de;
-    q += de * de;
-    sums.t[j] = t;
-    sums.q[j] = q;
+    sums.t[j] += (da + db) + (dc + de);
+    sums.q[j] += (da * da + db * db) + (dc * dc + de * de);
   }
 }
 
@@ -120,20 +111,38 @@ void sum_chunk(const ChunkRows<T>& chunk, ChunkSums<Accumulator>& sums) {
   for (; i < chunk.num_rows; ++i) add_row(chunk.row[i], sums, chunk.num_columns);
 }
 
-// float32 squares overflow above 1.8e19 and lose bits below about 1e-12 of scale; such chunks
-// (constant ones too) are summed again in double. The largest bit pattern of q decides: it does
-// not depend on the order in which columns are visited, and NaN and Inf have the largest of all.
-inline bool needs_double(const ChunkSums<float>& sums, int64_t num_columns) {
-  uint32_t largest = 0;
-  for (int64_t j = 0; j < num_columns; ++j) {
-    const uint32_t bits = float_to_bits(sums.q[j]) & 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
+// Whether float32 sums cannot be trusted, so that the chunk is summed again in double:
+// - the pivot is an outlier: of q, less than an eighth is left after the subtraction t^2 / m, and
+//   the rounding of q (at most 20 additions deep) would be magnified by more than 8;
+// - squares overflow (deviations above 1.8e19), or are so small that their lost bits count:
+//   Q < 2^-80 is where 2^-24 Q / 8 meets kChunkRows * kTileColumns * 2^-126. Constant tiles too.
+// The sums run in kCheckLanes interleaved lanes of float, an order every vector width can follow.
+constexpr int kCheckLanes = 16;
+
+inline bool needs_double(const ChunkSums<float>& sums, int64_t num_rows, int64_t num_columns) {
+  float q[kCheckLanes] = {};
+  float t2[kCheckLanes] = {};
+  int64_t j = 0;
+  for (; j + kCheckLanes <= num_columns; j += kCheckLanes) {
+    for (int u = 0; u < kCheckLanes; ++u) {
+      q[u] += sums.q[j + u];
+      t2[u] += sums.t[j + u] * sums.t[j + u];
+    }
   }
-  constexpr uint32_t kTiny = (127u - 80u) << 23;  // 2^-80: m * 2^-24 of it is kTileColumns * 2^-126
-  constexpr uint32_t kInfinity = 0x7f800000u;
-  return largest < kTiny || largest >= kInfinity;
+  for (int u = 0; j + u < num_columns; ++u) {
+    q[u] += sums.q[j + u];
+    t2[u] += sums.t[j + u] * sums.t[j + u];
+  }
+  for (int half = kCheckLanes / 2; half > 0; half /= 2) {
+    for (int u = 0; u < half; ++u) {
+      q[u] += q[u + half];
+      t2[u] += t2[u + half];
+    }
+  }
+  const float m2 = q[0] - t2[0] / static_cast<float>(num_rows);
+  return !(m2 >= 0.125f * q[0] && q[0] >= 0x1p-80f && q[0] <= 0x1.fffffep127f);
 }
-inline bool needs_double(const ChunkSums<double>&, int64_t) { return false; }
+inline bool needs_double(const ChunkSums<double>&, int64_t, int64_t) { return false; }
 
 // One column of a finished chunk merged into (n, mean): the growth of the sum of squares.
 template <bool kFirst, typename Accumulator>
@@ -174,7 +183,7 @@ template <typename T, typename Accumulator>
 void sum_and_merge_chunk(const ChunkRows<T>& chunk, int64_t n, double* mean, double* lanes) {
   ChunkSums<Accumulator> sums;
   sum_chunk(chunk, sums);
-  if (chunk.num_rows > 1 && needs_double(sums, chunk.num_columns)) {
+  if (chunk.num_rows > 1 && needs_double(sums, chunk.num_rows, chunk.num_columns)) {
     sum_and_merge_chunk<T, double>(chunk, n, mean, lanes);
   } else if (n == 0) {
     merge_chunk<true>(sums, chunk.num_rows, n, chunk.num_columns, mean, lanes);

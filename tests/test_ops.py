@@ -1,0 +1,261 @@
+"""The compiled core against the float64 reference: accuracy contract, bits, errors, torch.compile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import deeprep
+from deeprep import _core, reference
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+ADVERSARIES = ["gaussian", "offset", "outlier_first", "outliers", "constant", "collapsed"]
+
+
+def make_batch(seed, num_rows, num_columns, num_classes, dtype, adversary, ignored=False):
+    """Random features with a chosen difficulty, and labels that leave some classes empty."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((num_rows, num_columns))
+    labels = rng.integers(0, num_classes, num_rows)
+    if rng.random() < 0.3:
+        labels = np.sort(labels)
+    if adversary == "offset":  # mean / std of 1e6
+        features += 1e6 if dtype in (torch.float32, torch.float64) else 100.0
+    elif adversary == "outlier_first":
+        features[:1] *= 1e4
+    elif adversary == "outliers":
+        features[rng.random(num_rows) < 0.05] *= 1e3
+    elif adversary == "constant":
+        features[:] = 3.7
+    elif adversary == "collapsed":  # C about 1e-12
+        features = rng.standard_normal((num_classes, num_columns))[labels] + 1e-6 * features
+    if ignored:
+        labels[rng.random(num_rows) < 0.2] = -100
+    return torch.from_numpy(features).to(dtype), torch.from_numpy(labels)
+
+
+def moments(features, labels, num_classes, ignore_index=-100):
+    counts = torch.zeros(num_classes, dtype=torch.int64)
+    means = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
+    sumsq = torch.zeros(num_classes, dtype=torch.float64)
+    deeprep.ops.class_moments_(features, labels, counts, means, sumsq, ignore_index)
+    return counts, means, sumsq
+
+
+def assert_within_contract(got, features, labels, num_classes, tolerance=1e-5):
+    counts, means, sumsq = got
+    expected = reference.class_scatter(features.double().numpy(), labels.numpy(), num_classes)
+    assert np.array_equal(counts.numpy(), expected.counts)
+    # A mean is good to the rounding of the deviations it was summed from.
+    spread = np.sqrt(expected.sumsq / np.maximum(expected.counts, 1))[:, None]
+    slack = 1e-6 * spread + 1e-13 * np.abs(expected.means)
+    assert (np.abs(means.numpy() - expected.means) <= slack).all()
+    # The reference itself rounds its means to float64; below that there is nothing to compare.
+    rounding = expected.counts * (2e-16 * np.abs(expected.means).max(initial=0)) ** 2 * means.shape[1]
+    error = np.abs(sumsq.numpy() - expected.sumsq)
+    assert (error <= tolerance * expected.sumsq + 4 * rounding).all(), error / expected.sumsq
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_rows=st.integers(0, 300),
+    num_columns=st.sampled_from([1, 2, 3, 7, 8, 9, 17, 64, 65, 100]),
+    num_classes=st.sampled_from([1, 2, 5, 40, 5000]),
+    dtype=st.sampled_from(DTYPES),
+    adversary=st.sampled_from(ADVERSARIES),
+    ignored=st.booleans(),
+    label_dtype=st.sampled_from([torch.int32, torch.int64]),
+)
+def test_accuracy_contract(
+    seed, num_rows, num_columns, num_classes, dtype, adversary, ignored, label_dtype
+):
+    features, labels = make_batch(
+        seed, num_rows, num_columns, num_classes, dtype, adversary, ignored
+    )
+    got = moments(features, labels.to(label_dtype), num_classes)
+    assert_within_contract(got, features, labels, num_classes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_rows", "num_columns", "num_classes"),
+    [(6000, 64, 3), (700, 2100, 5), (12000, 16, 7), (60, 5, 1000)],
+    ids=["many groups", "several column tiles", "ragged groups", "far more classes than rows"],
+)
+def test_accuracy_is_typically_1e_7(dtype, num_rows, num_columns, num_classes):
+    features, labels = make_batch(1, num_rows, num_columns, num_classes, dtype, "gaussian")
+    got = moments(features, labels, num_classes)
+    assert_within_contract(got, features, labels, num_classes, tolerance=3e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e25, 1e30])
+def test_squares_outside_the_range_of_float32(scale):
+    features, labels = make_batch(2, 500, 20, 3, torch.float64, "gaussian")
+    features = (features * scale).float()
+    assert_within_contract(moments(features, labels, 3), features, labels, 3, tolerance=1e-6)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_rows", "num_columns", "num_classes"),
+    [(40000, 64, 3), (3000, 1030, 7), (1000, 2100, 300), (50000, 19, 4)],
+)
+def test_same_bits_on_every_thread_count_and_instruction_set(
+    dtype, num_rows, num_columns, num_classes
+):
+    features, labels = make_batch(3, num_rows, num_columns, num_classes, dtype, "offset")
+    results = set()
+    for level in _core.available_simd_levels():
+        for threads in (1, 2, 3, 8):
+            _core.set_simd_level(level)
+            torch.set_num_threads(threads)
+            got = moments(features, labels, num_classes)
+            results.add(b"".join(tensor.numpy().tobytes() for tensor in got))
+    assert len(results) == 1
+
+
+@given(
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(["transposed", "every other row", "column slice", "repeated", "shifted"]),
+)
+def test_strides_do_not_change_a_bit(seed, dtype, layout):
+    features, labels = make_batch(seed, 150, 12, 4, dtype, "gaussian")
+    if layout == "transposed":
+        strided = features.T.contiguous().T
+    elif layout == "every other row":
+        strided = features.repeat_interleave(2, dim=0)[::2]
+    elif layout == "column slice":
+        strided = torch.cat([features * 2, features, features], dim=1)[:, 12:24]
+    elif layout == "repeated":  # row stride 0
+        features = features[:1].repeat(150, 1)
+        strided = features[:1].expand(150, 12)
+    else:  # misaligned by one element
+        strided = torch.cat([features.new_zeros(1), features.flatten()])[1:].view(150, 12)
+    for a, b in zip(moments(features, labels, 4), moments(strided, labels, 4), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_half_precision_is_widened_exactly():
+    every_bit_pattern = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        values = every_bit_pattern.view(dtype)
+        values = values[values.isfinite()].unsqueeze(1)
+        labels = torch.arange(len(values))
+        _, means, _ = moments(values, labels, len(values))
+        assert torch.equal(means, values.double())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_nonfinite_features_reach_their_class_and_no_other(bad):
+    features, labels = make_batch(4, 400, 6, 4, torch.float32, "gaussian")
+    features[labels == 2, 3] = bad
+    counts, means, sumsq = moments(features, labels, 4)
+    assert not sumsq[2].isfinite()
+    assert not means[2, 3].isfinite()
+    others = torch.tensor([0, 1, 3])
+    assert sumsq[others].isfinite().all()
+    assert means[others].isfinite().all()
+    assert counts.sum() == 400
+
+
+@pytest.mark.parametrize("label", [-1, 3, -(2**62), 2**40])
+def test_label_out_of_range_is_named_and_nothing_is_written(label):
+    features = torch.ones(1000, 2)
+    labels = torch.zeros(1000, dtype=torch.int64)
+    labels[777] = label
+    counts = torch.zeros(3, dtype=torch.int64)
+    means, sumsq = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    message = rf"labels\[777\] is {label}, expected a class in \[0, 3\) or ignore_index = -100"
+    with pytest.raises(ValueError, match=message):
+        deeprep.ops.class_moments_(features, labels, counts, means, sumsq)
+    assert not counts.any()
+    assert not means.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": torch.ones(4)}, ValueError, r"features has shape \(4,\), expected \(N, d\)"),
+        ({"features": torch.ones(4, 3)}, ValueError, r"means has shape \(2, 2\), expected \(2, 3\)"),
+        ({"features": torch.ones(4, 2).int()}, TypeError, "features has dtype torch.int32"),
+        ({"labels": torch.zeros(3).long()}, ValueError, r"labels has shape \(3,\), expected \(4,\)"),
+        ({"labels": torch.zeros(4)}, TypeError, "labels has dtype torch.float32, expected"),
+        ({"counts": torch.zeros(2).int()}, TypeError, "counts has dtype torch.int32, expected"),
+        ({"means": torch.zeros(2, 2)}, TypeError, "means has dtype torch.float32, expected"),
+        ({"sumsq": torch.zeros(3).double()}, ValueError, r"sumsq has shape \(3,\), expected \(2,\)"),
+        ({"means": torch.zeros(2, 2).double().T}, ValueError, "contiguous"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change, error, message):
+    arguments = {
+        "features": torch.ones(4, 2),
+        "labels": torch.zeros(4, dtype=torch.int64),
+        "counts": torch.zeros(2, dtype=torch.int64),
+        "means": torch.zeros(2, 2, dtype=torch.float64),
+        "sumsq": torch.zeros(2, dtype=torch.float64),
+    }
+    with pytest.raises(error, match=message):
+        deeprep.ops.class_moments_(**{**arguments, **change})
+
+
+def test_opcheck():
+    for dtype in DTYPES:
+        features, labels = make_batch(5, 20, 6, 3, dtype, "gaussian")
+        state = (
+            torch.zeros(3, dtype=torch.int64),
+            torch.zeros(3, 6, dtype=torch.float64),
+            torch.zeros(3, dtype=torch.float64),
+        )
+        torch.library.opcheck(
+            torch.ops.deeprep.class_moments_.default, (features, labels, *state, -100)
+        )
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_works_under_torch_compile(backend):
+    def step(features, labels, counts, means, sumsq):
+        hidden = torch.relu(features * 2)
+        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100)
+        return sumsq * 2
+
+    features, labels = make_batch(6, 50, 8, 3, torch.float32, "gaussian")
+    expected = moments(torch.relu(features * 2), labels, 3)
+    state = [torch.zeros_like(tensor) for tensor in expected]
+    doubled = torch.compile(step, backend=backend, fullgraph=True)(features, labels, *state)
+    for got, wanted in zip(state, expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert torch.equal(doubled, 2 * expected[2])
+
+
+def test_an_unknown_instruction_set_is_refused_by_name():
+    environment = {**os.environ, "DEEPREP_SIMD": "avx1024"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import deeprep"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "DEEPREP_SIMD is 'avx1024', expected one of: generic" in done.stderr
+
+
+def test_environment_variable_forces_the_instruction_set():
+    command = "import deeprep; print(deeprep.build_info()['simd'])"
+    environment = {**os.environ, "DEEPREP_SIMD": "generic"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "generic"
+
+
+def test_show_config_prints_what_is_in_use(capsys):
+    deeprep.show_config()
+    printed = capsys.readouterr().out
+    for key in ("compiler", "simd", "cuda", "num_threads"):
+        assert key in printed
