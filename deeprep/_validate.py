@@ -31,7 +31,8 @@ def check_positive(name: str, value: int) -> int:
     return int(value)
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor that shares the memory of `value`: a tensor, NumPy array or DLPack object."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, np.ndarray):
@@ -92,8 +93,8 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
     num_classes : K, where known, to check one-hot rows against.
     """
     features, labels = _flip_negative_rows(features, labels)
-    features = _as_tensor("features", features)
-    labels = _as_tensor("labels", labels)
+    features = as_tensor("features", features)
+    labels = as_tensor("labels", labels)
     if labels.ndim == 2 and features.ndim == 2:
         labels = _class_of_one_hot(labels, features.shape[0], num_classes)
     return features, labels

@@ -176,9 +176,10 @@ class LayerReport:
 
     def table(self, title: str | None = None) -> Table:
         """Return the report as a `rich` table, a row a layer."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=title)
+        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("l", justify="right")
         table.add_column("layer")
         headings = ("d", "C_l", "D_l", "closest", "NC1", "rank", "probe", "NCC")
@@ -195,8 +196,8 @@ class LayerReport:
                 "-" if pair is None else f"{pair[0]},{pair[1]}",
                 _format(layer.nc1, ".3g"),
                 _format(layer.numerical_rank, "d"),
-                _format(layer.probe_accuracy, ".2%"),
-                _format(layer.ncc_accuracy, ".2%"),
+                _format(layer.probe_accuracy, ".1%"),
+                _format(layer.ncc_accuracy, ".1%"),
             )
         return table
 

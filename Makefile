@@ -1,0 +1,43 @@
+# make demo   create .venv, install, build, train a small MLP and show its layers
+# make test   create .venv, install, build, run the test-suite
+# make lint   ruff, mypy, clang-format
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# What the installed extension and its dependencies follow from; Python sources are used in place.
+BUILD_INPUTS := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+CPP_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m deeprep.run --arch mlp
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info deeprep/_core*.so
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "deeprep needs Python >= 3.10, found: $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "cannot create $(VENV): install Python's venv module (Debian: apt install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[test]'
+	@$(BIN)/python -c 'import deeprep; deeprep.show_config()'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@

@@ -1,0 +1,124 @@
+"""What the metrics share: which classes take part, their centred means, and tiles over pairs.
+
+Pairs of classes are visited in tiles of a block of rows against all rows from its first on, so
+the K x K matrix of the pairs never exists and each pair is computed once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from deeprep._validate import UndefinedStatisticError
+from deeprep.scatter import ClassScatter
+
+# Entries of one temporary array, 32 MiB in float64: large enough for the matrix product to run at
+# full speed, small enough to be forgotten next to the K x d means.
+TILE_ENTRIES = 1 << 22
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
+    """Return the indices (P,) of the classes with samples; raise if there are too few of them."""
+    found = int(torch.count_nonzero(s.counts))
+    if found < at_least:
+        wanted = {1: "one class", 2: "two classes"}[at_least]
+        raise UndefinedStatisticError(
+            f"{statistic} needs at least {wanted} with samples, found {found} of {s.num_classes}"
+        )
+    return s.present
+
+
+def is_finite(
+    s: ClassScatter, statistic: str, pooled: Tensor | None = None, *, value: object = "nan"
+) -> bool:
+    """Whether the state, and its pooled scatter where given, hold only finite numbers.
+
+    If not, warn that the statistic is ``value`` and name the classes.
+    """
+    classes = s.nonfinite_classes
+    if classes:
+        warn_undefined(statistic, f"the features of {_name(classes)} hold NaN or Inf", value)
+    elif pooled is not None and not bool(pooled.isfinite().all()):
+        reason = (
+            "products of the features overflow their precision; scale them down or pass float64"
+        )
+        warn_undefined(statistic, reason, value)
+        return False
+    return not classes
+
+
+def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:
+    """Warn, in the caller of the metric, that the statistic has no ordinary value and why."""
+    warnings.warn(f"{statistic} is {value}: {reason}", UserWarning, stacklevel=4)
+
+
+def ratio(numerator: float, denominator: float, statistic: str) -> float:
+    """Divide; inf or nan, with a warning, where the denominator is zero as all means coincide."""
+    if denominator == 0.0:
+        value = float("inf") if numerator > 0.0 else float("nan")
+        warn_undefined(statistic, "all class means coincide", value)
+        return value
+    return numerator / denominator
+
+
+def rounding_of_means(s: ClassScatter) -> float:
+    """Return the length below which mu_k - mu_G is nothing but the rounding of the subtraction."""
+    return 16.0 * EPS * float(torch.linalg.vector_norm(s.means, dim=1).max())
+
+
+def centered_means(s: ClassScatter, present: Tensor) -> Tensor:
+    """Return mu_k - mu_G (P, d) in new memory; exactly zero where only rounding is left."""
+    centered = present_means(s, present) - s.global_mean
+    rounding = torch.linalg.vector_norm(centered, dim=1) <= rounding_of_means(s)
+    return centered.masked_fill_(rounding.unsqueeze(1), 0.0)
+
+
+def present_means(s: ClassScatter, present: Tensor) -> Tensor:
+    """Return the means (P, d) of the classes with samples: the state's own where none is empty."""
+    return s.means if len(present) == s.num_classes else s.means[present]
+
+
+def directions(s: ClassScatter, statistic: str, *, centered: bool) -> Tensor | None:
+    """Return mu_k / |mu_k| (P, d); None, with a warning, where they are not all defined."""
+    present = present_classes(s, statistic)
+    if not is_finite(s, statistic):
+        return None
+    means = centered_means(s, present) if centered else present_means(s, present)
+    norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
+    if not bool(norms.all()):
+        classes = present[norms.squeeze(1) == 0].tolist()
+        warn_undefined(statistic, f"the means of {_name(classes)} are zero and have no direction")
+        return None
+    return means.div_(norms) if centered else means / norms
+
+
+def gram_tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, tile), tile[i, j] = <rows[start + i], rows[start + j]>, j over all the rest.
+
+    The tiles cover every pair k <= k' once: of each, only the entries j >= i are new. ``rows``
+    (P, d); a tile is (block, P - start), new memory of about ``TILE_ENTRIES`` entries.
+    """
+    start = 0
+    while start < len(rows):
+        stop = start + max(1, TILE_ENTRIES // (len(rows) - start))
+        yield start, rows[start:stop] @ rows[start:].T
+        start = stop
+
+
+def fill_repeats(tile: Tensor, value: float) -> Tensor:
+    """Overwrite, in a tile of :func:`gram_tiles`, all but the pairs k < k' with ``value``."""
+    # Rows and columns start at the same class, so only the leading square holds repeats.
+    square = tile[:, : len(tile)]
+    square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), value)
+    return tile
+
+
+def _name(classes: list[int]) -> str:
+    """Say which classes, the first few by number."""
+    listed = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"

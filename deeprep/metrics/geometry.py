@@ -1,0 +1,203 @@
+"""How the class means lie to one another: angles, lengths, distance from a simplex."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from deeprep.metrics import _means
+from deeprep.scatter import ClassScatter
+
+
+class ClosestClasses(NamedTuple):
+    """The two classes whose means make the smallest angle; (-1, -1, nan) where undefined."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+def closest_classes(s: ClassScatter, *, centered: bool = False) -> ClosestClasses:
+    """Find the pair k < k' with the largest cos(mu_k, mu_k') = <mu_k, mu_k'> / (|mu_k| |mu_k'|).
+
+    ``centered`` takes mu_k - mu_G in place of mu_k. Of equal cosines the first pair is returned.
+    A mean that is zero has no direction: then, and for a state that holds NaN or Inf, the result
+    is ``ClosestClasses(-1, -1, nan)`` with a warning that names the classes.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Notes
+    -----
+    The arg-max of the discrimination of Wang et al. 2025.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
+    >>> s = deeprep.class_scatter(features, torch.tensor([0, 1, 2]))
+    >>> deeprep.metrics.closest_classes(s)
+    ClosestClasses(first=1, second=2, cosine=0.8)
+    """
+    return _closest(s, centered, "closest_classes")
+
+
+def discrimination(s: ClassScatter, *, centered: bool = False) -> float:
+    """Between-class discrimination D = 1 - max_{k != k'} cos(mu_k, mu_k').
+
+    The means are not centred unless ``centered`` asks for mu_k - mu_G. 1 for orthogonal means, up
+    to K/(K-1) for a simplex: never clipped. nan, with a warning, where a mean is zero and has no
+    direction.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Notes
+    -----
+    Wang et al., Understanding Deep Representation Learning via Layerwise Feature
+    Compression and Discrimination, 2025.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.eye(3), torch.tensor([0, 1, 2]))
+    >>> deeprep.discrimination(s)
+    1.0
+    >>> round(deeprep.discrimination(s, centered=True), 12)
+    1.5
+    """
+    return 1.0 - _closest(s, centered, "discrimination").cosine
+
+
+def equinorm(s: ClassScatter) -> float:
+    """Take std_k |mu_k - mu_G| / mean_k |mu_k - mu_G|; 0 where the means are equally far out.
+
+    Population standard deviation. nan with a warning where all means coincide.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Notes
+    -----
+    Papyan, Han, Donoho, Prevalence of neural collapse, 2020 (NC2).
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
+    >>> deeprep.metrics.equinorm(s)
+    0.0
+    """
+    present = _means.present_classes(s, "equinorm")
+    if not _means.is_finite(s, "equinorm"):
+        return float("nan")
+    norms = torch.linalg.vector_norm(_means.centered_means(s, present), dim=1)
+    return _means.ratio(float(norms.std(correction=0)), float(norms.mean()), "equinorm")
+
+
+def equiangularity(s: ClassScatter) -> float:
+    """Take the std over pairs k < k' of cos(mu_k - mu_G, mu_k' - mu_G); 0 for equal angles.
+
+    Population standard deviation. nan with a warning where a centred mean is zero and has no
+    direction.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Notes
+    -----
+    Papyan, Han, Donoho, Prevalence of neural collapse, 2020 (NC2).
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.eye(3), torch.tensor([0, 1, 2]))
+    >>> round(deeprep.metrics.equiangularity(s), 12)
+    0.0
+    """
+    unit = _means.directions(s, "equiangularity", centered=True)
+    if unit is None:
+        return float("nan")
+    pairs = len(unit) * (len(unit) - 1) // 2
+    # |sum_k u_k|^2 = P + 2 sum_{k<k'} <u_k, u_k'> gives the mean before any pair is visited, so
+    # that deviations from it are squared and nothing cancels.
+    mean = (float(unit.sum(dim=0).square().sum()) - len(unit)) / (2 * pairs)
+    total = torch.zeros_like(unit[0, 0])
+    for _, tile in _means.gram_tiles(unit):
+        total += _means.fill_repeats(tile.sub_(mean), 0.0).square_().sum()
+    return math.sqrt(float(total) / pairs)
+
+
+def etf_error(s: ClassScatter) -> float:
+    """Distance to a simplex equiangular tight frame, | MM'/|MM'|_F - (I - 11'/K)/sqrt(K-1) |_F.
+
+    M (K, d) holds the centred means mu_k - mu_G of the K classes with samples. 0 for a simplex,
+    at most sqrt(2). nan with a warning where all means coincide.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Notes
+    -----
+    Zhu et al., A geometric analysis of neural collapse with unconstrained features, 2021.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.eye(3), torch.tensor([0, 1, 2]))
+    >>> round(deeprep.metrics.etf_error(s), 12)
+    0.0
+    """
+    present = _means.present_classes(s, "etf_error")
+    if not _means.is_finite(s, "etf_error"):
+        return float("nan")
+    centered = _means.centered_means(s, present)
+    # M by its largest entry first: the fourth powers below can then neither over- nor underflow.
+    largest = torch.linalg.vector_norm(centered, torch.inf)
+    if not bool(largest):
+        return _means.ratio(0.0, 0.0, "etf_error")
+    centered /= largest
+    squares = torch.zeros_like(largest)
+    for _, tile in _means.gram_tiles(centered):
+        squares += _symmetric_sum(tile.square_())
+    norm = squares.sqrt()
+    classes = len(centered)
+    total = torch.zeros_like(largest)
+    for _, tile in _means.gram_tiles(centered):
+        tile.div_(norm).add_(1.0 / (classes * math.sqrt(classes - 1)))
+        tile.diagonal().sub_(1.0 / math.sqrt(classes - 1))
+        total += _symmetric_sum(tile.square_())
+    return math.sqrt(float(total))
+
+
+def _symmetric_sum(tile: torch.Tensor) -> torch.Tensor:
+    """Sum the part of a symmetric (K, K) matrix that ``tile`` stands for; overwrites the tile."""
+    diagonal = tile.diagonal().sum()
+    return diagonal + 2.0 * _means.fill_repeats(tile, 0.0).sum()
+
+
+def _closest(s: ClassScatter, centered: bool, statistic: str) -> ClosestClasses:
+    """Find the pair of means with the largest cosine, tile by tile."""
+    unit = _means.directions(s, statistic, centered=centered)
+    if unit is None:
+        return ClosestClasses(-1, -1, float("nan"))
+    best = ClosestClasses(-1, -1, -math.inf)
+    for start, tile in _means.gram_tiles(unit):
+        cosine, position = _means.fill_repeats(tile, -math.inf).flatten().max(dim=0)
+        if float(cosine) > best.cosine:
+            row, column = divmod(int(position), tile.shape[1])
+            best = ClosestClasses(start + row, start + column, float(cosine))
+    classes = s.present
+    return best._replace(first=int(classes[best.first]), second=int(classes[best.second]))

@@ -1,0 +1,188 @@
+"""compression, nc1, cdnv: degenerate input, closed forms, independent oracles."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import calinski_harabasz_score
+
+import deeprep
+from deeprep import UndefinedStatisticError, metrics
+from deeprep.metrics import _means
+
+STATISTICS = [
+    metrics.compression,
+    metrics.nc1,
+    metrics.cdnv,
+    metrics.equinorm,
+    metrics.equiangularity,
+    metrics.etf_error,
+    metrics.discrimination,
+    metrics.closest_classes,
+]
+
+
+def blobs(num_classes=5, per_class=8, num_features=12, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num_classes), per_class)
+    means = rng.standard_normal((num_classes, num_features))
+    return means[labels] + rng.standard_normal((len(labels), num_features)), labels
+
+
+@pytest.mark.parametrize("statistic", STATISTICS, ids=lambda f: f.__name__)
+def test_one_class_or_none_is_an_error_that_names_the_statistic(statistic):
+    s = deeprep.ClassScatter(10, 2, full=True)
+    with pytest.raises(UndefinedStatisticError, match=f"{statistic.__name__} .*found 0 of 10"):
+        statistic(s)
+    s.update(torch.ones(3, 2), torch.tensor([4, 4, 4]))
+    message = f"{statistic.__name__} needs at least two classes with samples, found 1 of 10"
+    with pytest.raises(UndefinedStatisticError, match=message):
+        statistic(s)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nonfinite_features_give_nan_and_name_the_class(statistic, bad):
+    features, labels = blobs()
+    features[labels == 3, 1] = bad
+    s = deeprep.class_scatter(features, labels, full=True)
+    name = statistic.__name__
+    with pytest.warns(UserWarning, match=rf"{name} is nan.* 1 class \(3\) hold NaN or Inf"):
+        value = statistic(s)
+    assert math.isnan(value.cosine if name == "closest_classes" else value)
+
+
+def test_many_nonfinite_classes_are_counted_and_the_first_named():
+    s = deeprep.class_scatter(torch.full((8, 2), torch.nan), torch.arange(8))
+    with pytest.warns(UserWarning, match=r"8 classes \(0, 1, 2, 3, 4, \.\.\.\)"):
+        deeprep.compression(s)
+
+
+@pytest.mark.parametrize("statistic", [metrics.compression, metrics.nc1])
+@pytest.mark.parametrize("location", [0.0, 1.0, 0.1, 1e6])
+def test_coinciding_means(statistic, location):
+    location = torch.full((1, 3), location)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    constant = deeprep.class_scatter(location.expand(6, 3), labels, full=True)
+    with pytest.warns(UserWarning, match=f"{statistic.__name__} is nan: all class means coincide"):
+        assert math.isnan(statistic(constant))
+    spread = torch.tensor([[1.0], [-1.0]]).repeat(3, 1)
+    spreading = deeprep.class_scatter(location + spread, labels, full=True)
+    with pytest.warns(UserWarning, match=f"{statistic.__name__} is inf: all class means coincide"):
+        assert statistic(spreading) == math.inf
+
+
+def test_compression_rejects_another_weighting():
+    s = deeprep.class_scatter(*blobs())
+    with pytest.raises(ValueError, match=r"weighting.*'classes'.*'uniform'.*'prior'"):
+        deeprep.compression(s, "classes")
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "prior"])
+def test_compression_is_calinski_harabasz_on_balanced_classes(weighting):
+    features, labels = blobs(num_classes=7, per_class=20)
+    num_samples, num_classes = len(labels), 7
+    score = calinski_harabasz_score(features, labels)
+    expected = (num_samples - num_classes) / ((num_classes - 1) * score)
+    found = deeprep.compression(deeprep.class_scatter(features, labels), weighting)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_prior_weighting_is_calinski_harabasz_on_any_classes():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2, 3], [3, 30, 9, 1])
+    features = rng.standard_normal((len(labels), 4)) + labels[:, None]
+    expected = (len(labels) - 4) / (3 * calinski_harabasz_score(features, labels))
+    s = deeprep.class_scatter(features, labels)
+    assert deeprep.compression(s, "prior") == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:2 of 7 classes")
+def test_empty_classes_take_part_in_nothing():
+    features, labels = blobs()
+    full = deeprep.class_scatter(features, labels, full=True)
+    holes = deeprep.class_scatter(features, labels + (labels > 2) + 1, 7, full=True)
+    for statistic in STATISTICS[:-1]:
+        assert statistic(holes) == pytest.approx(statistic(full), rel=1e-12), statistic.__name__
+
+
+def test_nc1_closed_form():
+    # mu_k = e_k, each sample a distance r from its mean in one further direction: Sigma_W has
+    # nothing in the span of the means. With the spread along e_0 - e_1 it has: 1/|s|^2 r^2.
+    means = torch.eye(3, 4, dtype=torch.float64).repeat_interleave(2, 0)
+    labels = torch.arange(3).repeat_interleave(2)
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(3).unsqueeze(1)
+    outside = means + 0.1 * signs * torch.tensor([0.0, 0.0, 0.0, 1.0])
+    assert metrics.nc1(deeprep.class_scatter(outside, labels, full=True)) == pytest.approx(
+        0, abs=1e-15
+    )
+    inside = means + 0.1 * signs * torch.tensor([1.0, -1.0, 0.0, 0.0])
+    # Sigma_B = (I - 11'/3)/3 on the span, so Sigma_B^+ = 3 there; Tr(Sigma_W Sigma_B^+)/3 = 0.02.
+    assert metrics.nc1(deeprep.class_scatter(inside, labels, full=True)) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_nc1_of_ill_conditioned_means(wide):
+    # Means of condition number 1e9: in the d x d product it would be 1e18, beyond float64.
+    rng = np.random.default_rng(0)
+    num_classes, num_features = (6, 20) if wide else (40, 5)
+    rank = min(num_classes - 1, num_features)
+    left, _ = np.linalg.qr(
+        np.column_stack([np.ones(num_classes), rng.standard_normal((num_classes, rank))])
+    )
+    right, _ = np.linalg.qr(rng.standard_normal((num_features, rank)))
+    lengths = np.logspace(0, -9, rank)
+    means = left[:, 1:] * lengths @ right.T
+    # Each class is its mean +- r_j v_j, so that v_j' Sigma_W v_j = r_j^2 / rank.
+    spreads = rng.uniform(0.5, 2.0, rank)
+    steps = spreads[:, None] * right.T
+    features = (means[:, None] + np.concatenate([steps, -steps])).reshape(-1, num_features)
+    labels = np.repeat(np.arange(num_classes), 2 * rank)
+    s = deeprep.class_scatter(features, labels, full=True)
+    expected = np.square(spreads / lengths).sum() / rank
+    assert metrics.nc1(s) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nc1_far_from_the_origin(dtype):
+    features, labels = blobs(num_classes=4, per_class=20, num_features=10)
+    shifted = (features + 1e3).astype(dtype)
+    expected = metrics.nc1(deeprep.class_scatter(features, labels, full=True))
+    found = metrics.nc1(deeprep.class_scatter(shifted, labels, full=True))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("statistic", [metrics.nc1, metrics.numerical_rank, metrics.probe])
+def test_full_is_required(statistic):
+    with pytest.raises(ValueError, match="full=True"):
+        statistic(deeprep.class_scatter(*blobs()))
+
+
+def test_cdnv_of_near_means_far_from_the_others():
+    # Classes 0 and 1 are 1e-6 apart, class 2 is 1e3 away: a Gram matrix alone has no digits left.
+    features = np.array([[0.0], [0.0], [1e-6], [1e-6], [1e3], [1e3]])
+    features += 1e-7 * np.array([[1.0], [-1.0]] * 3)
+    labels = np.repeat([0, 1, 2], 2)
+    assert metrics.cdnv(deeprep.class_scatter(features, labels)) == pytest.approx(
+        1e-14 / 1e-12 / 3, rel=1e-6
+    )
+
+
+def test_cdnv_of_coinciding_means_is_infinite():
+    features = torch.tensor([[1.0], [-1.0], [2.0], [-2.0], [5.0]])
+    s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1, 2]))
+    assert metrics.cdnv(s) == math.inf
+
+
+@pytest.mark.parametrize("entries", [1, 17, 100])
+def test_tiles_change_nothing(entries, monkeypatch):
+    features, labels = blobs(num_classes=23, per_class=2)
+    s = deeprep.class_scatter(features, labels)
+    names = ["cdnv", "discrimination", "closest_classes", "equiangularity", "etf_error"]
+    whole = [getattr(metrics, name)(s) for name in names]
+    hits = metrics.nearest_class(s, features).tolist()
+    monkeypatch.setattr(_means, "TILE_ENTRIES", entries)
+    for name, value in zip(names, whole, strict=True):
+        assert getattr(metrics, name)(s) == pytest.approx(value, rel=1e-12), name
+    assert metrics.nearest_class(s, features).tolist() == hits

@@ -1,0 +1,126 @@
+"""discrimination and the neural-collapse geometry: degenerate input and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import deeprep
+from deeprep import metrics, reference
+
+
+def scatter_of_means(means):
+    means = torch.as_tensor(means, dtype=torch.float64)
+    return deeprep.class_scatter(means, torch.arange(len(means)))
+
+
+def test_orthogonal_means_have_discrimination_one():
+    s = scatter_of_means(3.0 * torch.eye(4, 7))
+    assert deeprep.discrimination(s) == 1.0
+    assert metrics.closest_classes(s) == (0, 1, 0.0)
+
+
+def test_equal_and_opposite_directions():
+    assert deeprep.discrimination(scatter_of_means([[1, 2], [2, 4], [-1, 1]])) == pytest.approx(0)
+    assert deeprep.discrimination(scatter_of_means([[1, 2], [-3, -6]])) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_simplex(num_classes):
+    # Any orthogonal means are a simplex about their mean: cosines -1/(K-1), not clipped at D = 1.
+    s = scatter_of_means(5.0 * torch.eye(num_classes, num_classes + 2) + 1.0)
+    expected = num_classes / (num_classes - 1)
+    assert deeprep.discrimination(s, centered=True) == pytest.approx(expected, rel=1e-12)
+    assert metrics.equinorm(s) == pytest.approx(0, abs=1e-12)
+    assert metrics.equiangularity(s) == pytest.approx(0, abs=1e-12)
+    assert metrics.etf_error(s) == pytest.approx(0, abs=1e-12)
+    assert metrics.self_duality(s, 0.1 * (s.means - s.global_mean)) == pytest.approx(0, abs=1e-12)
+    assert metrics.self_duality(s, s.global_mean - s.means) == pytest.approx(2)
+
+
+def test_deviations_from_a_simplex():
+    # Means a, -a, 2a, -2a of one line: cosines +-1 (2 and 4 pairs), norms 1, 1, 2, 2.
+    s = scatter_of_means([[1.0], [-1.0], [2.0], [-2.0]])
+    assert metrics.equinorm(s) == pytest.approx(0.5 / 1.5)
+    assert metrics.equiangularity(s) == pytest.approx(math.sqrt(1 - (1 / 3) ** 2))
+    # MM'/|MM'|_F = mm'/10; its inner product with the simplex (I - J/4)/sqrt(3) is 1/sqrt(3).
+    assert metrics.etf_error(s) == pytest.approx(math.sqrt(2 - 2 / math.sqrt(3)))
+
+
+@pytest.mark.filterwarnings("ignore:3 of 6 classes")
+def test_closest_pair_is_named_by_class():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.1]])
+    s = deeprep.class_scatter(features, torch.tensor([1, 3, 4]), 6)
+    first, second, cosine = metrics.closest_classes(s)
+    assert (first, second) == (3, 4)
+    assert cosine == pytest.approx(0.1 / math.hypot(1.0, 0.1))
+
+
+def test_zero_mean_has_no_direction():
+    features = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    s = deeprep.class_scatter(features, torch.arange(3))
+    with pytest.warns(UserWarning, match=r"discrimination is nan.* 1 class \(1\) are zero"):
+        assert math.isnan(deeprep.discrimination(s))
+    with pytest.warns(UserWarning, match="closest_classes is nan"):
+        first, second, cosine = metrics.closest_classes(s)
+    assert (first, second) == (-1, -1)
+    assert math.isnan(cosine)
+    # Centred, all three have one.
+    assert deeprep.discrimination(s, centered=True) > 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1e6])
+def test_a_mean_at_the_global_mean_has_no_centred_direction(offset):
+    s = scatter_of_means(np.array([[-0.3, 0.7], [0.0, 0.0], [0.3, -0.7]]) + offset)
+    for statistic in (
+        lambda s: metrics.discrimination(s, centered=True),
+        metrics.equiangularity,
+    ):
+        with pytest.warns(UserWarning, match=r"1 class \(1\)"):
+            assert math.isnan(statistic(s))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_coinciding_means_have_no_geometry(value):
+    # A dead layer: every feature is the bias.
+    s = scatter_of_means(torch.full((3, 5), value, dtype=torch.float64))
+    weight = torch.ones(3, 5)
+    for statistic in (
+        metrics.equinorm,
+        metrics.etf_error,
+        lambda s: metrics.self_duality(s, weight),
+    ):
+        with pytest.warns(UserWarning, match="is nan: all class means coincide"):
+            assert math.isnan(statistic(s))
+
+
+def test_self_duality_of_bad_weights():
+    s = scatter_of_means(torch.eye(3))
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 3\), expected \(3, 3\)"):
+        metrics.self_duality(s, torch.ones(2, 3))
+    with pytest.warns(UserWarning, match="self_duality is nan: the weight is zero"):
+        assert math.isnan(metrics.self_duality(s, torch.zeros(3, 3)))
+
+
+def test_huge_and_tiny_scales():
+    means = np.random.default_rng(0).standard_normal((5, 4))
+    for scale in (1e-100, 1e100):
+        s = scatter_of_means(means * scale)
+        for name in ("discrimination", "equinorm", "equiangularity", "etf_error"):
+            expected = getattr(reference, name)(means, np.arange(5))
+            assert getattr(metrics, name)(s) == pytest.approx(expected, rel=1e-9), name
+
+
+def test_state_is_left_alone():
+    s = deeprep.class_scatter(torch.randn(40, 6), torch.arange(40) % 4, full=True)
+    before = {k: v.clone() for k, v in s.state_dict().items() if isinstance(v, torch.Tensor)}
+    for name in set(metrics.__all__) - {"ClosestClasses", "LinearProbe"}:
+        extra = {
+            "ncc_accuracy": (torch.randn(4, 6), torch.arange(4)),
+            "nearest_class": (torch.randn(4, 6),),
+            "self_duality": (torch.randn(4, 6),),
+        }
+        getattr(metrics, name)(s, *extra.get(name, ()))
+    for key, value in before.items():
+        assert torch.equal(s.state_dict()[key], value), key

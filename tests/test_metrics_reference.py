@@ -1,0 +1,158 @@
+"""Every metric against its definition in deeprep.reference, on random small problems."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import deeprep
+from deeprep import metrics, reference
+
+# Empty classes, coinciding means and zero means are drawn on purpose, and warned about.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+IGNORED = -100
+
+
+@st.composite
+def problems(draw, dtypes=(np.float32, np.float64)):
+    """(features, labels, K): unbalanced, some classes empty, some rows ignored."""
+    counts = draw(st.lists(st.integers(0, 7), min_size=2, max_size=7))
+    counts[draw(st.integers(0, len(counts) - 2))] += 1
+    counts[-1] += 1
+    labels = np.repeat(np.arange(len(counts)), counts)
+    labels = np.append(labels, np.full(draw(st.integers(0, 2)), IGNORED))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rng.shuffle(labels)
+    shape = len(labels), draw(st.integers(1, 9))
+    if draw(st.booleans()):
+        # Quarters: exact in float32, with ties, coinciding means and low rank.
+        features = rng.integers(-6, 7, shape) / 4
+    else:
+        features = rng.standard_normal(shape) + draw(st.sampled_from([0.0, 1.0, 100.0]))
+    return features.astype(draw(st.sampled_from(dtypes))), labels, len(counts)
+
+
+def near(expected, features):
+    """Equal up to what the dtype of the features resolves; nan equals nan, inf equals inf."""
+    relative = 1e-4 if features.dtype == np.float32 else 1e-7
+    return pytest.approx(expected, rel=relative, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["compression", "discrimination", "equinorm", "equiangularity", "etf_error", "cdnv"]
+)
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_statistics_of_means_and_spread(name, problem):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    expected = getattr(reference, name)(features, labels)
+    assert getattr(metrics, name)(s) == near(expected, features)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_variants(problem):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    assert metrics.compression(s, "prior") == near(
+        reference.compression(features, labels, "prior"), features
+    )
+    assert metrics.discrimination(s, centered=True) == near(
+        reference.discrimination(features, labels, centered=True), features
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), centered=st.booleans())
+def test_closest_classes(problem, centered):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    found = metrics.closest_classes(s, centered=centered)
+    expected = reference.closest_classes(features, labels, centered=centered)
+    assert found.cosine == near(expected[2], features)
+    # Ties may fall either way, but the pair named has the cosine named.
+    if found.first >= 0:
+        means = s.means - s.global_mean if centered else s.means
+        one, other = means[found.first], means[found.second]
+        assert found.first < found.second
+        assert float(one @ other / (one.norm() * other.norm())) == near(expected[2], features)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems([np.float64]))
+def test_nc1(problem):
+    features, labels, num_classes = problem
+    singular = np.linalg.svd(reference.class_scatter(features, labels).centered_means)[1]
+    # The reference inverts the square of this matrix, so it cannot tell small from zero.
+    assume(not np.any((singular > 1e-13 * singular[0]) & (singular < 1e-3 * singular[0])))
+    s = deeprep.class_scatter(features, labels, num_classes, full=True)
+    assert metrics.nc1(s) == near(reference.nc1(features, labels), features)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), threshold=st.sampled_from([0.5, 0.9, 0.95]))
+def test_spectrum(problem, threshold):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes, full=True)
+    expected = reference.singular_values(features, labels)
+    # Squares of the features resolve half the digits of their dtype.
+    resolved = (2e-3 if features.dtype == np.float32 else 1e-6) * max(expected[0], 1.0)
+    found = metrics.singular_values(s)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=resolved)
+    assert metrics.effective_rank(s) == pytest.approx(
+        reference.effective_rank(features, labels), rel=0.05
+    )
+    shares = np.cumsum(expected) / max(expected.sum(), 1e-300)
+    assume(np.abs(shares - threshold).min() > 0.02)  # at a tie the last digit decides
+    expected_rank = reference.numerical_rank(features, labels, threshold)
+    assert metrics.numerical_rank(s, threshold) == expected_rank
+    assert metrics.numerical_rank(found, threshold) == expected_rank
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems([np.float64]), ridge=st.sampled_from([0.0, 1e-3, 1.0]))
+def test_probe(problem, ridge):
+    features, labels, num_classes = problem
+    fitted = metrics.probe(deeprep.class_scatter(features, labels, num_classes, full=True), ridge)
+    weight, bias = reference.probe(features, labels, num_classes, ridge)
+    scores = features @ fitted.weight.numpy().T + fitted.bias.numpy()
+    np.testing.assert_allclose(scores, features @ weight.T + bias, atol=1e-6)
+    np.testing.assert_allclose(fitted.weight.numpy(), weight, atol=1e-6 + 1e-4 * abs(weight).max())
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_nearest_class(problem):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    predicted = metrics.nearest_class(s, features)
+    assert predicted.dtype == torch.int64
+    distances = torch.cdist(
+        torch.from_numpy(features.astype(np.float64)),
+        s.means[s.present],
+        compute_mode="donot_use_mm_for_euclid_dist",
+    )
+    chosen = torch.linalg.vector_norm(
+        torch.from_numpy(features.astype(np.float64)) - s.means[predicted], dim=1
+    )
+    # Ties may fall either way, but no class with samples is nearer.
+    np.testing.assert_allclose(chosen.numpy(), distances.min(dim=1).values.numpy(), atol=1e-7)
+    assert bool(s.counts[predicted].all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_accuracy_and_self_duality(problem):
+    features, labels, num_classes = problem
+    # Off the grid of quarters, so that no two distances tie.
+    rng = np.random.default_rng(0)
+    features = (features + rng.uniform(-0.1, 0.1, features.shape)).astype(features.dtype)
+    s = deeprep.class_scatter(features, labels, num_classes)
+    assert metrics.ncc_accuracy(s, features, labels) == reference.ncc_accuracy(features, labels)
+    weight = rng.standard_normal((num_classes, features.shape[1]))
+    assert metrics.self_duality(s, torch.from_numpy(weight)) == near(
+        reference.self_duality(features, labels, weight), features
+    )

@@ -1,0 +1,82 @@
+"""singular_values, numerical_rank, effective_rank: degenerate input and known ranks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import deeprep
+from deeprep import UndefinedStatisticError, metrics, reference
+
+
+def low_rank(rank, num_samples=200, num_features=60, num_classes=5, dtype=np.float64):
+    rng = np.random.default_rng(rank)
+    left, _ = np.linalg.qr(rng.standard_normal((num_samples, rank)))
+    right, _ = np.linalg.qr(rng.standard_normal((num_features, rank)))
+    return (left @ right.T).astype(dtype), np.arange(num_samples) % num_classes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rank", [1, 7, 33])
+def test_known_rank(rank, dtype):
+    # r equal singular values: 95 % of their sum takes ceil(0.95 r) of them, all of it takes r.
+    features, labels = low_rank(rank, dtype=dtype)
+    s = deeprep.class_scatter(features, labels, full=True)
+    assert metrics.numerical_rank(s) == math.ceil(0.95 * rank)
+    assert metrics.numerical_rank(s, threshold=0.999) == rank
+    assert metrics.effective_rank(s) == pytest.approx(rank, rel=1e-5)
+    found = metrics.singular_values(s)
+    assert found.shape == (60,)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found[:rank].numpy(), 1.0, rtol=1e-5)
+    assert not found[rank:].any()  # rounding errors are told from small values
+
+
+def test_fewer_samples_than_features():
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((9, 40)).astype(np.float32), np.arange(9) % 2
+    s = deeprep.class_scatter(features, labels, full=True)
+    np.testing.assert_allclose(
+        metrics.singular_values(s).numpy(), reference.singular_values(features, labels), rtol=1e-5
+    )
+    assert metrics.numerical_rank(s, threshold=1.0) == 9
+
+
+def test_one_class_is_enough():
+    s = deeprep.class_scatter(torch.eye(3), torch.zeros(3, dtype=torch.int64), full=True)
+    assert metrics.numerical_rank(s) == 3
+
+
+def test_zero_features_have_rank_zero():
+    s = deeprep.class_scatter(torch.zeros(6, 3), torch.arange(6) % 2, full=True)
+    assert metrics.numerical_rank(s) == 0
+    assert metrics.effective_rank(s) == 0.0
+
+
+def test_no_samples():
+    s = deeprep.ClassScatter(3, 4, full=True)
+    for statistic in (metrics.numerical_rank, metrics.effective_rank, metrics.singular_values):
+        message = f"{statistic.__name__} needs at least one class with samples, found 0 of 3"
+        with pytest.raises(UndefinedStatisticError, match=message):
+            statistic(s)
+
+
+def test_nonfinite_features():
+    s = deeprep.class_scatter(
+        torch.tensor([[1.0, math.nan], [0.0, 1.0]]), torch.tensor([0, 1]), full=True
+    )
+    with pytest.warns(UserWarning, match=r"numerical_rank is -1.* 1 class \(0\)"):
+        assert metrics.numerical_rank(s) == -1
+    with pytest.warns(UserWarning, match="effective_rank is nan"):
+        assert math.isnan(metrics.effective_rank(s))
+    with pytest.warns(UserWarning, match="singular_values is nan"):
+        values = metrics.singular_values(s)
+    assert metrics.numerical_rank(values) == -1
+    assert math.isnan(metrics.effective_rank(values))
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, math.nan])
+def test_threshold_out_of_range(threshold):
+    with pytest.raises(ValueError, match=r"threshold must lie in \(0, 1\]"):
+        metrics.numerical_rank(torch.ones(3), threshold)
