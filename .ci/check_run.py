@@ -12,10 +12,12 @@ from matplotlib.image import imread
 
 
 def refuse(constant: str) -> None:
+    """Reject NaN and Infinity, which Python would read and JSON does not have."""
     raise ValueError(f"{constant} is not strict JSON")
 
 
 def main(run: Path) -> None:
+    """Check one run directory."""
     config = json.loads((run / "config.json").read_text(), parse_constant=refuse)
     assert {"settings", "environment"} <= config.keys(), config.keys()
     lines = (run / "metrics.jsonl").read_text().splitlines()

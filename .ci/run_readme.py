@@ -15,6 +15,7 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def main(path: Path) -> None:
+    """Run all blocks of one file, in order."""
     blocks = BLOCK.findall(path.read_text())
     if not blocks:
         raise SystemExit(f"{path}: no code block found, expected at least one")

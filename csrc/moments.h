@@ -39,14 +39,17 @@ constexpr int kLanes = 8;
 // tile are folded on their own, so the tile width is part of the definition of the result.
 constexpr int64_t kTileColumns = 1024;
 
-DEEPREP_HOST_DEVICE static inline double chunk_mean(double pivot, double t, double inverse_rows) {
+// Value is double, or a vector of doubles.
+template <typename Value>
+DEEPREP_HOST_DEVICE static inline Value chunk_mean(Value pivot, Value t, double inverse_rows) {
   return pivot + t * inverse_rows;
 }
 
 // Rounding can leave a tiny negative; a NaN must stay a NaN.
-DEEPREP_HOST_DEVICE static inline double chunk_sumsq(double q, double t, double inverse_rows) {
-  const double m2 = q - t * t * inverse_rows;
-  return m2 < 0.0 ? 0.0 : m2;
+template <typename Value>
+DEEPREP_HOST_DEVICE static inline Value chunk_sumsq(Value q, Value t, double inverse_rows) {
+  const Value m2 = q - t * t * inverse_rows;
+  return m2 < 0.0 ? Value{} : m2;
 }
 
 // Weights of merging m samples into n: the mean moves by mean_weight * delta, the sum of squares

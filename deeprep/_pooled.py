@@ -48,7 +48,7 @@ def add_shifted_gram(
 
 
 def add_merge_terms(deltas: Tensor, weights: Tensor, total: Tensor) -> None:
-    """Upper panels of total (d, d) += sum_k weights[k] deltas[k] deltas[k]', all weights of one sign.
+    """Upper panels of total (d, d) += sum_k weights[k] deltas[k] deltas[k]', weights of one sign.
 
     With deltas (K, d) the distances of two states' class means and weights n m / (n + m), this is
     the term by which merging them grows the pooled scatter.

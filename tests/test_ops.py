@@ -1,4 +1,4 @@
-"""The compiled core against the float64 reference: accuracy contract, bits, errors, torch.compile."""
+"""The compiled core against the float64 reference: accuracy, bits, errors, torch.compile."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def assert_within_contract(got, features, labels, num_classes, tolerance=1e-5):
     slack = 1e-6 * spread + 1e-13 * np.abs(expected.means)
     assert (np.abs(means.numpy() - expected.means) <= slack).all()
     # The reference itself rounds its means to float64; below that there is nothing to compare.
-    rounding = expected.counts * (2e-16 * np.abs(expected.means).max(initial=0)) ** 2 * means.shape[1]
+    rounding = (
+        expected.counts * (2e-16 * np.abs(expected.means).max(initial=0)) ** 2 * means.shape[1]
+    )
     error = np.abs(sumsq.numpy() - expected.sumsq)
     assert (error <= tolerance * expected.sumsq + 4 * rounding).all(), error / expected.sumsq
 
@@ -125,7 +127,9 @@ def test_same_bits_on_every_thread_count_and_instruction_set(
 @given(
     seed=st.integers(0, 1000),
     dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(["transposed", "every other row", "column slice", "repeated", "shifted"]),
+    layout=st.sampled_from(
+        ["transposed", "every other row", "column slice", "repeated", "shifted"]
+    ),
 )
 def test_strides_do_not_change_a_bit(seed, dtype, layout):
     features, labels = make_batch(seed, 150, 12, 4, dtype, "gaussian")
@@ -185,13 +189,25 @@ def test_label_out_of_range_is_named_and_nothing_is_written(label):
     ("change", "error", "message"),
     [
         ({"features": torch.ones(4)}, ValueError, r"features has shape \(4,\), expected \(N, d\)"),
-        ({"features": torch.ones(4, 3)}, ValueError, r"means has shape \(2, 2\), expected \(2, 3\)"),
+        (
+            {"features": torch.ones(4, 3)},
+            ValueError,
+            r"means has shape \(2, 2\), expected \(2, 3\)",
+        ),
         ({"features": torch.ones(4, 2).int()}, TypeError, "features has dtype torch.int32"),
-        ({"labels": torch.zeros(3).long()}, ValueError, r"labels has shape \(3,\), expected \(4,\)"),
+        (
+            {"labels": torch.zeros(3).long()},
+            ValueError,
+            r"labels has shape \(3,\), expected \(4,\)",
+        ),
         ({"labels": torch.zeros(4)}, TypeError, "labels has dtype torch.float32, expected"),
         ({"counts": torch.zeros(2).int()}, TypeError, "counts has dtype torch.int32, expected"),
         ({"means": torch.zeros(2, 2)}, TypeError, "means has dtype torch.float32, expected"),
-        ({"sumsq": torch.zeros(3).double()}, ValueError, r"sumsq has shape \(3,\), expected \(2,\)"),
+        (
+            {"sumsq": torch.zeros(3).double()},
+            ValueError,
+            r"sumsq has shape \(3,\), expected \(2,\)",
+        ),
         ({"means": torch.zeros(2, 2).double().T}, ValueError, "contiguous"),
     ],
 )

@@ -17,15 +17,15 @@ from deeprep import LayerMetrics, LayerReport
 def make_report(**changes):
     layers = [
         LayerMetrics(
-            index=l,
-            name=f"layer{l}" if l else "input",
+            index=depth,
+            name=f"layer{depth}" if depth else "input",
             num_features=8,
-            compression=2.0 * 0.1**l,
-            discrimination=0.2 + 0.1 * l,
+            compression=2.0 * 0.1**depth,
+            discrimination=0.2 + 0.1 * depth,
             closest_classes=(0, 2),
             numerical_rank=5,
         )
-        for l in range(5)
+        for depth in range(5)
     ]
     return LayerReport(layers, num_samples=40, num_classes=3, **changes)
 
@@ -96,7 +96,9 @@ def test_table_shows_every_layer_and_dashes_for_the_unknown():
 
 
 def test_undefined_statistics_become_notes_not_errors():
-    one_class = deeprep.class_scatter(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), full=True)
+    one_class = deeprep.class_scatter(
+        torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), full=True
+    )
     report = LayerReport.from_scatters({"input": one_class})
     assert report.layers[0].discrimination is None
     assert report.layers[0].compression is None

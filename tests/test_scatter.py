@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import warnings
 
@@ -48,7 +49,7 @@ def test_chunked_updates_equal_one_update_equal_merge_of_parts(seed, cuts, full,
     whole = class_scatter(features, labels, 4, full=full)
     updated, merged = ClassScatter(4, 6, full=full), ClassScatter(4, 6, full=full)
     edges = [0, *sorted(cuts), len(labels)]
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+    for begin, end in itertools.pairwise(edges):
         updated.update(features[begin:end], labels[begin:end])
         merged.merge(class_scatter(features[begin:end], labels[begin:end], 4, full=full))
     tolerance = 1e-10 if dtype == torch.float64 else 2e-6
@@ -124,7 +125,11 @@ def test_numpy_dlpack_one_hot_and_reversed_inputs_are_the_same_data():
         (lambda: ClassScatter(2, 0), ValueError, "num_features is 0, expected"),
         (lambda: ClassScatter(2.5, 3), TypeError, "num_classes is 2.5, expected"),
         (lambda: class_scatter([[1.0]], [0]), TypeError, "features is a list, expected a torch"),
-        (lambda: class_scatter(np.ones((2, 2)), np.array([0.0, 1.0])), TypeError, "labels has dtype"),
+        (
+            lambda: class_scatter(np.ones((2, 2)), np.array([0.0, 1.0])),
+            TypeError,
+            "labels has dtype",
+        ),
         (
             lambda: class_scatter(np.ones((2, 2)), np.array([[0.5, 0.5], [0, 1]])),
             ValueError,

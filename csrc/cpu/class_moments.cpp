@@ -172,10 +172,10 @@ class Pass {
   // Merges one class's rows on one tile into (n, means of that class).
   double merge_tile(const SortedRows& sorted, const Run& run, int64_t tile, int64_t n,
                     double* class_mean, int worker) {
-    const RunOfRows rows = {features_.data,          sorted.rows.data() + run.begin,
-                            run.end - run.begin,     features_.row_stride,
-                            features_.column_stride, tile * kTileColumns,
-                            tile_columns(tile)};
+    const RunOfRows rows = {features_.data,       sorted.rows.data() + run.begin,
+                            run.end - run.begin,  sorted.runs.back().end - run.end,
+                            features_.row_stride, features_.column_stride,
+                            tile * kTileColumns,  tile_columns(tile)};
     void* staging = staging_.empty() ? nullptr : staging_[worker].data();
     return kernels_.merge_run[static_cast<int>(features_.type)](
         rows, n, class_mean + tile * kTileColumns, staging);

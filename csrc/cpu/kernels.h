@@ -10,13 +10,14 @@ namespace deeprep {
 
 // Rows of one class, in input order, restricted to one column tile.
 struct RunOfRows {
-  const void* data;       // first element of the feature matrix
-  const int64_t* rows;    // indices of the rows
-  int64_t num_rows;       // how many
-  int64_t row_stride;     // in elements
-  int64_t column_stride;  // in elements
-  int64_t first_column;   // of the tile
-  int64_t num_columns;    // of the tile, <= kTileColumns
+  const void* data;        // first element of the feature matrix
+  const int64_t* rows;     // indices of the rows
+  int64_t num_rows;        // how many
+  int64_t num_rows_after;  // indices that follow in `rows`: what will be read next, for prefetching
+  int64_t row_stride;      // in elements
+  int64_t column_stride;   // in elements
+  int64_t first_column;    // of the tile
+  int64_t num_columns;     // of the tile, <= kTileColumns
 };
 
 struct Kernels {

@@ -2,5 +2,6 @@
 #include "cpu/kernels.h"
 
 namespace deeprep::portable {
+constexpr int kVectorBytes = 16;
 #include "cpu/kernels.inl"
 }  // namespace deeprep::portable

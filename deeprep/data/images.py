@@ -1,0 +1,67 @@
+"""Images that need no known file names: scikit-learn's digits, and any folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from deeprep.data.tensors import RawData
+
+__all__ = ["load_digits", "load_image_folder"]
+
+
+def load_digits() -> RawData:
+    """Return scikit-learn's 1797 handwritten digits, grey images of 8 x 8 pixels.
+
+    Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
+
+    >>> len(load_digits().labels)
+    1797
+    """
+    from sklearn import datasets  # slow to import: only who asks for it pays
+
+    digits = datasets.load_digits()
+    images = torch.from_numpy(digits.images).float().div(16).unsqueeze(1)  # pixels count 0..16
+    labels = torch.from_numpy(digits.target).long()
+    names = tuple(str(name) for name in digits.target_names)
+    return RawData(labels, names, images.__getitem__)
+
+
+def load_image_folder(data_dir: Path | None, image_size: int) -> RawData:
+    """Read data_dir (or its subfolder train, if there is one), with one folder of images per class.
+
+    Images are turned into RGB, resized so that the shorter side has image_size pixels, and cropped
+    at the centre to image_size x image_size.
+
+    Raises
+    ------
+    ValueError
+        No data_dir, or an image size below 1.
+    FileNotFoundError
+        Data_dir does not exist or has no class folders with images in them.
+    """
+    if data_dir is None:
+        raise ValueError("data_dir must be given for image-folder, got None")
+    if image_size < 1:
+        raise ValueError(f"image_size must be >= 1, got {image_size}")
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"data_dir must be an existing folder, got {data_dir}")
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    transform = transforms.Compose(
+        [
+            transforms.Resize(image_size),
+            transforms.CenterCrop(image_size),
+            transforms.ToTensor(),
+        ]
+    )
+    root = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
+    # ImageFolder's own FileNotFoundError names the class folders that are missing or empty.
+    folder = ImageFolder(str(root), transform)
+
+    def read(indices: torch.Tensor) -> torch.Tensor:
+        return torch.stack([folder[int(index)][0] for index in indices])
+
+    return RawData(torch.tensor(folder.targets), tuple(folder.classes), read)

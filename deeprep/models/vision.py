@@ -1,0 +1,101 @@
+"""Any image classifier of torchvision, made to accept images of any size, grey or RGB."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import nn
+
+__all__ = ["VisionModel", "vision_names"]
+
+# Most classifiers shrink the image by a total stride of 32: below 32 pixels a side their last
+# feature maps are one pixel of mostly padding, and some raise.
+_LEAST_SIZE = 32
+
+
+@cache
+def vision_names() -> tuple[str, ...]:
+    """Names of torchvision's image classifiers, sorted.
+
+    >>> "resnet18" in vision_names()
+    True
+    """
+    from torchvision import models  # seconds to import: only who asks for it pays
+
+    return tuple(models.list_models(module=models))
+
+
+class VisionModel(nn.Module):
+    """A torchvision classifier with random weights behind an entrance that fits the images to it.
+
+    The entrance repeats a single channel three times and enlarges images whose shorter side is
+    under `least_size` bilinearly to that size; larger images pass unchanged, except for vision
+    transformers, which take one size only, to which all images are resized. The classifier itself
+    is `network`. Auxiliary classifiers (GoogLeNet, Inception) are left out: they have no place
+    among the layers.
+
+    Parameters
+    ----------
+    name
+        A name that `vision_names` lists.
+    input_shape
+        (C, H, W) of one image, C = 1 or 3.
+    num_classes
+        K, number of outputs.
+
+    Attributes
+    ----------
+    least_size
+        Least height and width in pixels that `network` is given.
+
+    Raises
+    ------
+    ValueError
+        Samples that are not images of 1 or 3 channels.
+
+    >>> model = VisionModel("squeezenet1_1", (1, 8, 8), num_classes=10).eval()
+    >>> model(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+            raise ValueError(
+                f"arch {name} takes images (channels, height, width) with 1 or 3 channels, got "
+                f"samples of shape {tuple(input_shape)}; for these choose linear, mlp or hybrid"
+            )
+        from torchvision import models
+
+        options = {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        self.network = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        fixed_size: int | None = getattr(self.network, "image_size", None)
+        self.fixed_size = fixed_size
+        self.least_size = fixed_size or max(_LEAST_SIZE, _documented_least_size(name))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, K) outputs of the classifier."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        height, width = images.shape[-2:]
+        size = (height, width)
+        if self.fixed_size is not None:
+            size = (self.fixed_size, self.fixed_size)
+        elif min(height, width) < self.least_size:
+            scale = self.least_size / min(height, width)
+            size = (round(height * scale), round(width * scale))
+        if size != (height, width):
+            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        outputs: torch.Tensor = self.network(images)
+        return outputs
+
+
+def _documented_least_size(name: str) -> int:
+    """Return the least image side in pixels that torchvision documents, 1 if it says none."""
+    from torchvision import models
+
+    weights = list(models.get_model_weights(name))
+    return max(weights[0].meta.get("min_size", (1, 1))) if weights else 1
