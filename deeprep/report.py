@@ -179,12 +179,22 @@ class LayerReport:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        caption = (
+            f"{self.num_samples} samples, {self.num_classes} classes; "
+            f"Sigma_B with {self.weighting} weights"
+        )
+        table = Table(
+            title=title,
+            caption=caption,
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
         table.add_column("l", justify="right")
         table.add_column("layer")
         headings = ("d", "C_l", "D_l", "closest", "NC1", "rank", "probe", "NCC")
         for heading in headings:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for layer in self.layers:
             pair = layer.closest_classes
             table.add_row(

@@ -92,6 +92,7 @@ def test_table_shows_every_layer_and_dashes_for_the_unknown():
     text = console.export_text()
     assert "layer4" in text
     assert "0,2" in text
+    assert "Sigma_B with uniform weights" in text
     assert "-" in text
 
 
