@@ -1,132 +1,104 @@
 // class_moments on the CPU: how rows are ordered, split and shared among threads.
 //
-// The order of operations that defines the result (a function of N, d, K and the labels alone):
-//   1. Rows are cut into blocks, blocks into at most kMaxGroups groups of consecutive blocks.
+// The order of operations that defines the result (a function of N, d, K, the element type and the
+// labels alone):
+//   1. Rows are cut into at most kMaxGroups groups of consecutive rows, groups into blocks.
 //   2. Within a block, each class's rows, in input order, form chunks of kChunkRows (moments.h);
 //      chunks merge one after the other into the group's own moments, tile by tile of columns.
 //   3. Groups merge into the running state in order.
 // With few rows per class there is a single group, and its chunks merge straight into the state.
 //
-// Parallel axis: groups where there are several; (classes, column tile) where there is one. Both
-// orders of a block's rows by class come from one stable counting sort of its labels.
+// Parallel axis: groups where there are several; (classes, column tile) where there is one.
 //
-// Why blocks: rows visited in class order across the whole matrix are scattered reads, a block is
-// small enough that they come from the cache, or at least from few pages. Why not smaller blocks:
-// closing the chunks of K classes costs K * d float64 updates a block; kRowsPerClass keeps that
-// below a few per cent of reading the block.
+// Two orders of visiting a group's rows, chosen by what stays in the second-level cache:
+// - input order, where the open chunks of all classes fit there (short rows, few classes): the
+//   features stream by, each row is added to its class's pivot, t and q. The block is the group.
+// - class order otherwise: a stable counting sort of a block's labels, then class by class, eight
+//   rows per visit of the accumulators. Rows are then scattered reads, so a block is bounded; not
+//   smaller, since closing the chunks of K classes costs K * d float64 updates a block, which
+//   kRowsPerClass keeps at a few per cent of reading it.
 #include "class_moments.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 #include <vector>
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/sorted_rows.h"
 
 namespace deeprep {
 namespace {
 
 constexpr int64_t kMaxGroups = 64;
 constexpr int64_t kRowsPerClass = 256;
+constexpr int64_t kOpenBytes = 640 * 1024;   // open chunks that a second-level cache holds
 constexpr int64_t kBlockBytes = 512 * 1024;  // half a second-level cache
 constexpr int64_t kParallelBytes =
     2 * 1024 * 1024;  // below, starting a thread costs more than it saves
 
+constexpr int64_t kSlabRows = 2048;  // rows whose classes are read at a time in input order
+constexpr uintptr_t kVectorAlignment = 64;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+enum class Order { kInput, kClass };
+
 struct Plan {
-  int64_t block_rows;
+  Order order;
   int64_t num_groups;
   int64_t group_rows;  // a multiple of block_rows
+  int64_t block_rows;
 };
+
+// Elements from pivot to t to q in an open chunk: clear of each other modulo 4096 bytes.
+int64_t open_chunk_stride(const Features& features) {
+  const int64_t size = features.type == FeatureType::kFloat64 ? 8 : 4;
+  const int64_t bytes = ceil_div(features.num_columns * size, 64) * 64;
+  return (bytes <= kAliasPadding ? bytes : ceil_div(bytes, 4096) * 4096 + kAliasPadding) / size;
+}
+
+int64_t open_chunks_bytes(const Features& features, int64_t num_classes) {
+  const int64_t size = features.type == FeatureType::kFloat64 ? 8 : 4;
+  return 3 * num_classes * open_chunk_stride(features) * size;
+}
 
 Plan make_plan(const Features& features, int64_t num_classes) {
   const int64_t row_bytes = features.num_columns * size_of(features.type);
   const int64_t rows = features.num_rows;
-  const int64_t block = std::max(kRowsPerClass * num_classes, kBlockBytes / row_bytes);
-  if (rows < 2 * block) return {rows, 1, rows};
+  const int64_t least = kRowsPerClass * num_classes;  // rows that outweigh one state of K x d
+  const bool in_order = features.num_columns <= kTileColumns &&
+                        open_chunks_bytes(features, num_classes) <= kOpenBytes;
+  const int64_t block = in_order ? least : std::max(least, kBlockBytes / row_bytes);
+  if (rows < 2 * block) return {Order::kClass, 1, rows, rows};
   const int64_t group = ceil_div(ceil_div(rows, block), kMaxGroups) * block;
-  return {block, ceil_div(rows, group), group};
+  return {in_order ? Order::kInput : Order::kClass, ceil_div(rows, group), group, block};
 }
 
-// Row of the first label that is neither a class nor ignore_index, or -1.
-template <typename Label>
-int64_t find_invalid_label(const Label* labels, int64_t num_rows, int64_t num_classes,
-                           int64_t ignore_index) {
-  constexpr int64_t kStep = 4096;  // check without branches, look closer only where needed
-  for (int64_t begin = 0; begin < num_rows; begin += kStep) {
-    const int64_t end = std::min(begin + kStep, num_rows);
-    const auto invalid = [&](int64_t i) {
-      const int64_t label = labels[i];
-      return (label < 0 || label >= num_classes) && label != ignore_index;
-    };
-    bool any = false;
-    for (int64_t i = begin; i < end; ++i) any |= invalid(i);
-    for (int64_t i = begin; any && i < end; ++i) {
-      if (invalid(i)) return i;
-    }
-  }
-  return -1;
+// Row of the first label that is neither a class nor ignore_index; there is one.
+int64_t find_invalid_label(const Labels& labels, int64_t num_classes) {
+  return visit_labels(labels.data, labels.type, [&](const auto* values) {
+    int64_t i = 0;
+    while ((values[i] >= 0 && values[i] < num_classes) || values[i] == labels.ignore_index) ++i;
+    return i;
+  });
 }
 
-// The rows of one class within a block: positions [begin, end) of the sorted rows.
-struct Run {
-  int64_t class_index;
-  int64_t begin;
-  int64_t end;
-};
+int64_t label_at(const Labels& labels, int64_t row) {
+  return visit_labels(labels.data, labels.type,
+                      [&](const auto* values) -> int64_t { return values[row]; });
+}
 
-// Row indices of a block in class order, input order within a class, and its non-empty classes.
-struct SortedRows {
-  std::vector<int64_t> rows;
-  std::vector<Run> runs;
-  std::vector<int64_t> offsets;  // scratch of the counting sort
-
-  // Everything is allocated here, so that sort() cannot fail.
-  void reserve(int64_t max_rows, int64_t num_classes) {
-    rows.resize(max_rows);
-    runs.reserve(std::min(max_rows, num_classes));
-    if (!few_rows(max_rows, num_classes)) offsets.resize(num_classes);
-  }
-
-  template <typename Label>
-  void sort(const Label* labels, int64_t first_row, int64_t num_rows, int64_t num_classes) {
-    runs.clear();
-    const auto has_class = [&](int64_t i) { return labels[i] >= 0 && labels[i] < num_classes; };
-    if (offsets.empty()) {  // far fewer rows than classes: never touch K counters
-      int64_t kept = 0;
-      for (int64_t i = first_row; i < first_row + num_rows; ++i) {
-        if (has_class(i)) rows[kept++] = i;
-      }
-      std::sort(rows.begin(), rows.begin() + kept, [labels](int64_t a, int64_t b) {
-        return labels[a] != labels[b] ? labels[a] < labels[b] : a < b;
-      });
-      for (int64_t i = 0; i < kept; ++i) {
-        const int64_t label = labels[rows[i]];
-        if (runs.empty() || runs.back().class_index != label) runs.push_back({label, i, i});
-        runs.back().end = i + 1;
-      }
-      return;
-    }
-    std::fill(offsets.begin(), offsets.end(), 0);
-    for (int64_t i = first_row; i < first_row + num_rows; ++i) {
-      if (has_class(i)) ++offsets[labels[i]];
-    }
-    int64_t begin = 0;
-    for (int64_t k = 0; k < num_classes; ++k) {
-      const int64_t count = offsets[k];
-      if (count > 0) runs.push_back({k, begin, begin + count});
-      offsets[k] = begin;
-      begin += count;
-    }
-    for (int64_t i = first_row; i < first_row + num_rows; ++i) {
-      if (has_class(i)) rows[offsets[labels[i]]++] = i;
-    }
-  }
-
- private:
-  static bool few_rows(int64_t num_rows, int64_t num_classes) { return num_classes > 8 * num_rows; }
+// What one thread needs to process blocks of rows; allocated before anything is written.
+struct Worker {
+  std::vector<int32_t> classes;        // of a block's rows, -1 where ignored
+  SortedRows sorted;                   // class order
+  std::vector<unsigned char> sums;     // input order: see OpenChunks
+  std::vector<int64_t> open_rows;      // input order
+  std::vector<int32_t> filled;         // input order
+  std::vector<unsigned char> staging;  // column_stride != 1
 };
 
 class Pass {
@@ -135,6 +107,7 @@ class Pass {
       : features_(features),
         labels_(labels),
         state_(state),
+        matrix_{features.data, features.row_stride, features.column_stride},
         kernels_(active_kernels()),
         plan_(make_plan(features, state.num_classes)),
         num_tiles_(ceil_div(features.num_columns, kTileColumns)) {
@@ -143,19 +116,15 @@ class Pass {
     num_workers_ = bytes < kParallelBytes ? 1 : std::max(1, num_threads);
   }
 
-  // May throw std::bad_alloc; the state is written only after the last allocation.
-  void run() {
-    if (features_.column_stride != 1) {
-      staging_.resize(num_workers_);
-      for (auto& buffer : staging_) {
-        buffer.resize(kChunkRows * kTileColumns * size_of(features_.type));
+  // False where a label is invalid; nothing is written then. May throw std::bad_alloc, likewise.
+  bool run() {
+    workers_.resize(num_workers_);
+    for (Worker& worker : workers_) {
+      if (features_.column_stride != 1) {
+        worker.staging.resize(kChunkRows * kTileColumns * size_of(features_.type));
       }
     }
-    if (plan_.num_groups == 1) {
-      run_single_group();
-    } else {
-      run_groups();
-    }
+    return plan_.num_groups == 1 ? run_single_group() : run_groups();
   }
 
  private:
@@ -163,28 +132,33 @@ class Pass {
     return std::min(kTileColumns, features_.num_columns - tile * kTileColumns);
   }
 
-  void sort_rows(SortedRows& sorted, int64_t first_row, int64_t num_rows) const {
-    visit_labels(labels_.data, labels_.type, [&](const auto* labels) {
-      sorted.sort(labels, first_row, num_rows, state_.num_classes);
+  // Classes of num_rows rows from first_row on; false where a label is invalid.
+  bool read_classes(int64_t first_row, int64_t num_rows, int32_t* classes) const {
+    return visit_labels(labels_.data, labels_.type, [&](const auto* values) {
+      return kernels_.read_classes(values + first_row, num_rows, state_.num_classes,
+                                   labels_.ignore_index, classes);
     });
   }
 
   // Merges one class's rows on one tile into (n, means of that class).
   double merge_tile(const SortedRows& sorted, const Run& run, int64_t tile, int64_t n,
-                    double* class_mean, int worker) {
-    const RunOfRows rows = {features_.data,       sorted.rows.data() + run.begin,
-                            run.end - run.begin,  sorted.runs.back().end - run.end,
-                            features_.row_stride, features_.column_stride,
-                            tile * kTileColumns,  tile_columns(tile)};
-    void* staging = staging_.empty() ? nullptr : staging_[worker].data();
+                    double* class_mean, Worker& worker) {
+    const RunOfRows rows = {matrix_,
+                            sorted.rows.data() + run.begin,
+                            run.end - run.begin,
+                            sorted.runs.back().end - run.end,
+                            tile * kTileColumns,
+                            tile_columns(tile)};
     return kernels_.merge_run[static_cast<int>(features_.type)](
-        rows, n, class_mean + tile * kTileColumns, staging);
+        rows, n, class_mean + tile * kTileColumns, worker.staging.data());
   }
 
-  void run_single_group() {
+  bool run_single_group() {
+    std::vector<int32_t> classes(features_.num_rows);
+    if (!read_classes(0, features_.num_rows, classes.data())) return false;
     SortedRows sorted;
     sorted.reserve(features_.num_rows, state_.num_classes);
-    sort_rows(sorted, 0, features_.num_rows);
+    sorted.sort(classes.data(), 0, features_.num_rows);
     const int64_t num_runs = static_cast<int64_t>(sorted.runs.size());
     std::vector<double> growth(num_runs * num_tiles_);
 
@@ -205,7 +179,7 @@ class Pass {
         const Run& run = sorted.runs[r];
         growth[r * num_tiles_ + tile] =
             merge_tile(sorted, run, tile, state_.counts[run.class_index],
-                       state_.means + run.class_index * features_.num_columns, worker);
+                       state_.means + run.class_index * features_.num_columns, workers_[worker]);
       }
     });
     for (int64_t r = 0; r < num_runs; ++r) {
@@ -215,57 +189,115 @@ class Pass {
         state_.sumsq[run.class_index] += growth[r * num_tiles_ + tile];
       }
     }
+    return true;
   }
 
-  void run_groups() {
+  // The moments of every group, K slots each.
+  struct Groups {
+    std::vector<int64_t> counts;
+    std::vector<double> sumsq;
+    std::unique_ptr<double[]> means;  // not initialised: a class's first chunk overwrites its mean
+  };
+
+  bool run_groups() {
     const int64_t num_classes = state_.num_classes;
-    const int64_t columns = features_.num_columns;
-    std::vector<int64_t> counts(plan_.num_groups * num_classes);
-    std::vector<double> sumsq(plan_.num_groups * num_classes);
-    // Not initialised: the first chunk of a class overwrites its mean.
-    const std::unique_ptr<double[]> means(new double[plan_.num_groups * num_classes * columns]);
-    std::vector<SortedRows> sorted(num_workers_);
-    for (SortedRows& each : sorted) each.reserve(plan_.block_rows, num_classes);
-
+    const int64_t slots = plan_.num_groups * num_classes;
+    Groups groups = {std::vector<int64_t>(slots), std::vector<double>(slots),
+                     std::unique_ptr<double[]>(new double[slots * features_.num_columns])};
+    for (Worker& worker : workers_) {
+      worker.classes.resize(std::min(plan_.block_rows, kSlabRows));
+      if (plan_.order == Order::kInput) {
+        worker.sums.resize(open_chunks_bytes(features_, num_classes) + kVectorAlignment);
+        worker.open_rows.resize(num_classes * kChunkRows);
+        worker.filled.resize(num_classes);
+      } else {
+        worker.classes.resize(plan_.block_rows);
+        worker.sorted.reserve(plan_.block_rows, num_classes);
+      }
+    }
+    std::atomic<bool> valid{true};
     parallel_for(plan_.num_groups, num_workers_, [&](int64_t group, int worker) {
-      const int64_t end = std::min((group + 1) * plan_.group_rows, features_.num_rows);
-      for (int64_t row = group * plan_.group_rows; row < end; row += plan_.block_rows) {
-        sort_rows(sorted[worker], row, std::min(plan_.block_rows, end - row));
-        for (const Run& run : sorted[worker].runs) {
-          const int64_t slot = group * num_classes + run.class_index;
-          for (int64_t tile = 0; tile < num_tiles_; ++tile) {
-            sumsq[slot] += merge_tile(sorted[worker], run, tile, counts[slot],
-                                      means.get() + slot * columns, worker);
-          }
-          counts[slot] += run.end - run.begin;
-        }
-      }
+      const int64_t begin = group * plan_.group_rows;
+      const int64_t end = std::min(begin + plan_.group_rows, features_.num_rows);
+      const bool group_valid =
+          plan_.order == Order::kInput
+              ? run_group_in_input_order(groups, group, begin, end, workers_[worker])
+              : run_group_in_class_order(groups, group, begin, end, workers_[worker]);
+      if (!group_valid) valid = false;
     });
+    if (!valid) return false;
+    parallel_for(num_classes, num_workers_, [&](int64_t k, int) { merge_groups(groups, k); });
+    return true;
+  }
 
-    parallel_for(num_classes, num_workers_, [&](int64_t k, int) {
-      for (int64_t group = 0; group < plan_.num_groups; ++group) {
-        const int64_t slot = group * num_classes + k;
-        if (counts[slot] == 0) continue;
-        state_.sumsq[k] += sumsq[slot];
+  bool run_group_in_class_order(Groups& groups, int64_t group, int64_t begin, int64_t end,
+                                Worker& worker) {
+    for (int64_t row = begin; row < end; row += plan_.block_rows) {
+      const int64_t num_rows = std::min(plan_.block_rows, end - row);
+      if (!read_classes(row, num_rows, worker.classes.data())) return false;
+      worker.sorted.sort(worker.classes.data(), row, num_rows);
+      for (const Run& run : worker.sorted.runs) {
+        const int64_t slot = group * state_.num_classes + run.class_index;
         for (int64_t tile = 0; tile < num_tiles_; ++tile) {
-          const int64_t column = tile * kTileColumns;
-          state_.sumsq[k] += kernels_.merge_means(
-              means.get() + slot * columns + column, counts[slot], state_.counts[k],
-              state_.means + k * columns + column, tile_columns(tile));
+          groups.sumsq[slot] +=
+              merge_tile(worker.sorted, run, tile, groups.counts[slot],
+                         groups.means.get() + slot * features_.num_columns, worker);
         }
-        state_.counts[k] += counts[slot];
+        groups.counts[slot] += run.end - run.begin;
       }
-    });
+    }
+    return true;
+  }
+
+  bool run_group_in_input_order(Groups& groups, int64_t group, int64_t begin, int64_t end,
+                                Worker& worker) {
+    const int64_t first_slot = group * state_.num_classes;
+    const auto address = reinterpret_cast<uintptr_t>(worker.sums.data());
+    const OpenChunks open = {matrix_,
+                             features_.num_columns,
+                             open_chunk_stride(features_),
+                             worker.sums.data() + (-address % kVectorAlignment),
+                             worker.filled.data(),
+                             worker.open_rows.data(),
+                             groups.counts.data() + first_slot,
+                             groups.means.get() + first_slot * features_.num_columns,
+                             groups.sumsq.data() + first_slot,
+                             worker.staging.data()};
+    const int type = static_cast<int>(features_.type);
+    for (int64_t row = begin; row < end; row += kSlabRows) {
+      const int64_t num_rows = std::min(kSlabRows, end - row);
+      if (!read_classes(row, num_rows, worker.classes.data())) return false;
+      kernels_.add_rows_in_order[type](open, row, worker.classes.data(), num_rows);
+    }
+    for (int64_t k = 0; k < state_.num_classes; ++k) kernels_.close_chunk[type](open, k);
+    return true;
+  }
+
+  void merge_groups(const Groups& groups, int64_t k) {
+    const int64_t columns = features_.num_columns;
+    for (int64_t group = 0; group < plan_.num_groups; ++group) {
+      const int64_t slot = group * state_.num_classes + k;
+      if (groups.counts[slot] == 0) continue;
+      state_.sumsq[k] += groups.sumsq[slot];
+      for (int64_t tile = 0; tile < num_tiles_; ++tile) {
+        const int64_t column = tile * kTileColumns;
+        state_.sumsq[k] += kernels_.merge_means(
+            groups.means.get() + slot * columns + column, groups.counts[slot], state_.counts[k],
+            state_.means + k * columns + column, tile_columns(tile));
+      }
+      state_.counts[k] += groups.counts[slot];
+    }
   }
 
   const Features& features_;
   const Labels& labels_;
   const ClassMoments& state_;
+  const Matrix matrix_;
   const Kernels& kernels_;
   const Plan plan_;
   const int64_t num_tiles_;
   int num_workers_;
-  std::vector<std::vector<unsigned char>> staging_;  // one per worker
+  std::vector<Worker> workers_;
 };
 
 }  // namespace
@@ -273,20 +305,13 @@ class Pass {
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int num_threads) {
   if (features.num_rows == 0) return {};
-  const int64_t invalid = visit_labels(labels.data, labels.type, [&](const auto* values) {
-    return find_invalid_label(values, features.num_rows, state.num_classes, labels.ignore_index);
-  });
-  if (invalid >= 0) {
-    const int64_t value = visit_labels(
-        labels.data, labels.type, [&](const auto* values) -> int64_t { return values[invalid]; });
-    return {Code::kLabelOutOfRange, invalid, value};
-  }
   try {
-    Pass(features, labels, state, num_threads).run();
+    if (Pass(features, labels, state, num_threads).run()) return {};
   } catch (const std::bad_alloc&) {
     return {Code::kOutOfMemory};
   }
-  return {};
+  const int64_t row = find_invalid_label(labels, state.num_classes);
+  return {Code::kLabelOutOfRange, row, label_at(labels, row)};
 }
 
 }  // namespace deeprep

@@ -8,28 +8,78 @@
 
 namespace deeprep {
 
+// The feature matrix; strides in elements.
+struct Matrix {
+  const void* data;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
 // Rows of one class, in input order, restricted to one column tile.
 struct RunOfRows {
-  const void* data;        // first element of the feature matrix
+  Matrix matrix;
   const int64_t* rows;     // indices of the rows
   int64_t num_rows;        // how many
-  int64_t num_rows_after;  // indices that follow in `rows`: what will be read next, for prefetching
-  int64_t row_stride;      // in elements
-  int64_t column_stride;   // in elements
+  int64_t num_rows_after;  // indices that follow in `rows`: what will be read next
   int64_t first_column;    // of the tile
   int64_t num_columns;     // of the tile, <= kTileColumns
 };
 
+// The unfinished chunk of every class, and the moments that finished ones merge into: what it takes
+// to visit rows in input order. num_columns <= kTileColumns.
+struct OpenChunks {
+  Matrix matrix;
+  int64_t num_columns;
+  int64_t stride;   // elements from pivot to t to q; a class has 3 * stride
+  void* sums;       // K x (pivot, t, q), float, or double for float64 features
+  int32_t* filled;  // K: rows in the open chunk, 0 to begin with
+  int64_t* rows;    // K x kChunkRows: their indices
+  int64_t* counts;  // K
+  double* means;    // K x num_columns
+  double* sumsq;    // K
+  void* staging;    // read only where column_stride != 1: kChunkRows x num_columns elements
+};
+
+// Bytes by which arrays that are visited together are moved apart modulo 4096.
+constexpr int64_t kAliasPadding = 1344;
+
 struct Kernels {
   // Merges the run into (n, mean[num_columns]) chunk by chunk and returns the growth of the sum of
-  // squares. staging: kChunkRows * kTileColumns elements, read only where column_stride != 1.
+  // squares. staging: kChunkRows x num_columns elements, read only where column_stride != 1.
   using MergeRun = double (*)(const RunOfRows& run, int64_t n, double* mean, void* staging);
   MergeRun merge_run[kNumFeatureTypes];  // indexed by FeatureType
+
+  // Adds num_rows consecutive rows to the open chunks of their classes (-1: skip the row) and
+  // merges those that are full.
+  using AddRowsInOrder = void (*)(const OpenChunks& open, int64_t first_row, const int32_t* classes,
+                                  int64_t num_rows);
+  AddRowsInOrder add_rows_in_order[kNumFeatureTypes];
+
+  // Merges the open chunk of one class, if it has any row.
+  using CloseChunk = void (*)(const OpenChunks& open, int64_t class_index);
+  CloseChunk close_chunk[kNumFeatureTypes];
 
   // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide; returns the
   // growth of the sum of squares due to the distance between the two means.
   double (*merge_means)(const double* other_mean, int64_t m, int64_t n, double* mean,
                         int64_t num_columns);
+
+  // Classes of num_rows labels, -1 for ignore_index; false where a label is neither a class in
+  // [0, num_classes) nor ignore_index. Overloaded through visit_labels.
+  struct ReadClasses {
+    bool (*of_int32)(const int32_t* labels, int64_t num_rows, int64_t num_classes,
+                     int64_t ignore_index, int32_t* classes);
+    bool (*of_int64)(const int64_t* labels, int64_t num_rows, int64_t num_classes,
+                     int64_t ignore_index, int32_t* classes);
+    bool operator()(const int32_t* labels, int64_t num_rows, int64_t num_classes,
+                    int64_t ignore_index, int32_t* classes) const {
+      return of_int32(labels, num_rows, num_classes, ignore_index, classes);
+    }
+    bool operator()(const int64_t* labels, int64_t num_rows, int64_t num_classes,
+                    int64_t ignore_index, int32_t* classes) const {
+      return of_int64(labels, num_rows, num_classes, ignore_index, classes);
+    }
+  } read_classes;
 };
 
 namespace portable {

@@ -16,134 +16,44 @@
 // Nothing here may call an inline function with external linkage (std:: included): the linker is
 // free to keep the copy compiled for the widest instruction set.
 
+#include "cpu/vectors.inl"
+
 namespace {
-
-// ---------------------------------------------------------------- vectors and widening
-
-typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
-typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t BitsVector __attribute__((vector_size(kVectorBytes)));
-typedef float HalfOfFloats __attribute__((vector_size(kVectorBytes / 2)));
-typedef uint16_t HalfOfShorts __attribute__((vector_size(kVectorBytes / 2)));
-
-constexpr int kFloats = kVectorBytes / sizeof(float);
-constexpr int kDoubles = kVectorBytes / sizeof(double);
-
-template <typename Vector>
-inline Vector load(const void* from) {
-  Vector vector;
-  __builtin_memcpy(&vector, from, sizeof vector);
-  return vector;
-}
-template <typename Vector>
-inline void store(void* to, Vector vector) {
-  __builtin_memcpy(to, &vector, sizeof vector);
-}
-
-// Features travel as raw bits for the half types; widening is exact.
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float from_bits(uint32_t bits) { return load<float>(&bits); }
-inline uint32_t to_bits(float value) { return load<uint32_t>(&value); }
-
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
-// Subnormals are an integer times 2^-24; the rest moves its exponent from bias 15 to 127, Inf and
-// NaN to all ones.
-inline float widen(Half value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  const uint32_t rebias = magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u;
-  const uint32_t subnormal = to_bits(static_cast<float>(magnitude) * 0x1p-24f);
-  return from_bits(sign | (magnitude < 0x0400u ? subnormal : (magnitude << 13) + rebias));
-}
-
-inline FloatVector widen_vector(const float* from) { return load<FloatVector>(from); }
-inline DoubleVector widen_vector(const double* from) { return load<DoubleVector>(from); }
-inline FloatVector widen_vector(const BFloat16* from) {
-  const auto bits = __builtin_convertvector(load<HalfOfShorts>(from), BitsVector);
-  return reinterpret_cast<FloatVector>(bits << 16);
-}
-inline FloatVector widen_vector(const Half* from) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<FloatVector>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(from)));
-#elif defined(__F16C__)
-  return reinterpret_cast<FloatVector>(_mm256_cvtph_ps(load<__m128i>(from)));
-#else
-  typedef int32_t IntVector __attribute__((vector_size(kVectorBytes)));
-  const auto bits = __builtin_convertvector(load<HalfOfShorts>(from), BitsVector);
-  const BitsVector magnitude = bits & 0x7fffu;
-  const auto is_special = reinterpret_cast<BitsVector>(magnitude >= 0x7c00u);
-  const auto is_subnormal = reinterpret_cast<BitsVector>(magnitude < 0x0400u);
-  const auto integer = __builtin_convertvector(reinterpret_cast<IntVector>(magnitude), FloatVector);
-  const auto subnormal = reinterpret_cast<BitsVector>(integer * 0x1p-24f);
-  const BitsVector normal = (magnitude << 13) + 0x38000000u + (is_special & 0x38000000u);
-  const BitsVector widened = (is_subnormal & subnormal) | (~is_subnormal & normal);
-  return reinterpret_cast<FloatVector>(((bits & 0x8000u) << 16) | widened);
-#endif
-}
-
-// kDoubles numbers as doubles.
-inline DoubleVector load_doubles(const double* from) { return load<DoubleVector>(from); }
-inline DoubleVector load_doubles(const float* from) {
-  return __builtin_convertvector(load<HalfOfFloats>(from), DoubleVector);
-}
-
-template <typename T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
 
 // ---------------------------------------------------------------- summing a chunk
 
-// Pivot and sums of one chunk on one tile. The padding keeps the same column of the three arrays
-// apart modulo 4096 bytes: a load that follows a store at such a distance waits for it.
+// Pivot and sums of one chunk, num_columns wide.
+template <typename Accumulator>
+struct SumsView {
+  Accumulator* pivot;
+  Accumulator* t;
+  Accumulator* q;
+};
+
+// Room for them on one tile. The padding keeps the same column of the three arrays apart modulo
+// 4096 bytes: a load that follows a store at such a distance waits for it.
 template <typename Accumulator>
 struct ChunkSums {
-  static constexpr int64_t kPadded = kTileColumns + 1344 / static_cast<int64_t>(sizeof(float));
+  static constexpr int64_t kPadded = kTileColumns + kAliasPadding / sizeof(Accumulator);
   alignas(64) Accumulator pivot[kPadded];
   alignas(64) Accumulator t[kPadded];
   alignas(64) Accumulator q[kPadded];
+
+  SumsView<Accumulator> view() { return {pivot, t, q}; }
 };
 
-// Rows are visited in class order, which no hardware prefetcher can guess: the first bytes of each
-// row are asked for kRowsAhead rows early, and from there on the hardware follows.
-constexpr int64_t kRowsAhead = 12;
-constexpr int64_t kBytesAhead = 512;
-constexpr int64_t kCacheLine = 64;
+// Rows are visited in class order, which no hardware prefetcher can guess: while a group of rows is
+// summed, the same columns of the rows kRowsAhead later are asked for, into the second-level cache.
+constexpr int64_t kRowsAhead = 8;
 
-// Rows of the chunk as pointers to their first column of the tile, unit column stride; beyond
-// num_rows, the rows that come next.
+// Rows of the chunk as pointers to their first column of the tile, unit column stride; behind them
+// kRowsAhead more, the rows that come next (or repetitions of the last).
 template <typename T>
 struct ChunkRows {
   const T* row[kChunkRows + kRowsAhead];
   int64_t num_rows;
-  int64_t num_rows_ahead;  // <= kRowsAhead
   int64_t num_columns;
 };
-
-template <typename T>
-inline void prefetch_rows(const ChunkRows<T>& chunk, int64_t begin, int64_t end) {
-  const int64_t known = chunk.num_rows + chunk.num_rows_ahead;
-  const int64_t row_bytes = chunk.num_columns * static_cast<int64_t>(sizeof(T));
-  const int64_t bytes = row_bytes < kBytesAhead ? row_bytes : kBytesAhead;
-  for (int64_t i = begin; i < end && i < known; ++i) {
-    const char* row = reinterpret_cast<const char*>(chunk.row[i]);
-    for (int64_t offset = 0; offset < bytes; offset += kCacheLine) {
-      __builtin_prefetch(row + offset);
-    }
-  }
-}
 
 // Sums kRows values and their squares pair by pair, overwriting both.
 template <int kRows, typename Value>
@@ -161,20 +71,27 @@ inline void join_rows(Value* d, Value* square) {
 }
 
 // Adds kRows rows to the sums; the first rows of a chunk set them, and the pivot.
-template <int kRows, bool kFirst, typename T, typename Accumulator>
-inline void add_rows(const T* const* rows, ChunkSums<Accumulator>& sums, int64_t num_columns) {
+template <int kRows, bool kFirst, bool kPrefetch, typename T, typename Accumulator>
+inline void add_rows(const T* const* rows, const SumsView<Accumulator>& sums, int64_t num_columns) {
   using Vector = decltype(widen_vector(rows[0]));
   constexpr int kWidth = sizeof(Vector) / sizeof(Accumulator);
   const T* row[kRows];
+  const T* later[kRows];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) row[r] = rows[r];
+  for (int r = 0; r < kRows; ++r) {
+    row[r] = rows[r];
+    later[r] = kPrefetch ? rows[r + kRowsAhead] : rows[r];
+  }
   int64_t j = 0;
   for (; j + kWidth <= num_columns; j += kWidth) {
     const Vector pivot = kFirst ? widen_vector(row[0] + j) : load<Vector>(sums.pivot + j);
     Vector d[kRows];
     Vector square[kRows];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) d[r] = widen_vector(row[r] + j) - pivot;
+    for (int r = 0; r < kRows; ++r) {
+      if (kPrefetch) __builtin_prefetch(later[r] + j, 0, 2);
+      d[r] = widen_vector(row[r] + j) - pivot;
+    }
     join_rows<kRows>(d, square);
     if (kFirst) store(sums.pivot + j, pivot);
     store(sums.t + j, kFirst ? d[0] : load<Vector>(sums.t + j) + d[0]);
@@ -193,18 +110,17 @@ inline void add_rows(const T* const* rows, ChunkSums<Accumulator>& sums, int64_t
 }
 
 template <int kRows, typename T, typename Accumulator>
-inline int64_t add_group(const ChunkRows<T>& chunk, int64_t i, ChunkSums<Accumulator>& sums) {
-  prefetch_rows(chunk, i + kRowsAhead, i + kRowsAhead + kRows);
+inline int64_t add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
   if (i == 0) {
-    add_rows<kRows, true>(chunk.row, sums, chunk.num_columns);
+    add_rows<kRows, true, true>(chunk.row, sums, chunk.num_columns);
   } else {
-    add_rows<kRows, false>(chunk.row + i, sums, chunk.num_columns);
+    add_rows<kRows, false, true>(chunk.row + i, sums, chunk.num_columns);
   }
   return i + kRows;
 }
 
 template <typename T, typename Accumulator>
-void sum_chunk(const ChunkRows<T>& chunk, ChunkSums<Accumulator>& sums) {
+void sum_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator>& sums) {
   int64_t i = 0;
   while (i + 8 <= chunk.num_rows) i = add_group<8>(chunk, i, sums);
   if (i + 4 <= chunk.num_rows) i = add_group<4>(chunk, i, sums);
@@ -220,7 +136,7 @@ void sum_chunk(const ChunkRows<T>& chunk, ChunkSums<Accumulator>& sums) {
 // The sums run in kCheckLanes interleaved lanes of float, an order every vector width can follow.
 constexpr int kCheckLanes = 16;
 
-inline bool needs_double(const ChunkSums<float>& sums, int64_t num_rows, int64_t num_columns) {
+inline bool needs_double(const SumsView<float>& sums, int64_t num_rows, int64_t num_columns) {
   float q[kCheckLanes] = {};
   float t2[kCheckLanes] = {};
   int64_t j = 0;
@@ -252,11 +168,11 @@ inline bool needs_double(const ChunkSums<float>& sums, int64_t num_rows, int64_t
   const float m2 = q[0] - t2[0] / static_cast<float>(num_rows);
   return !(m2 >= 0.125f * q[0] && q[0] >= 0x1p-80f && q[0] <= 0x1.fffffep127f);
 }
-inline bool needs_double(const ChunkSums<double>&, int64_t, int64_t) { return false; }
+inline bool needs_double(const SumsView<double>&, int64_t, int64_t) { return false; }
 
 // The rare second look: plain and in row order.
 template <typename T>
-void sum_chunk_in_double(const ChunkRows<T>& chunk, ChunkSums<double>& sums) {
+void sum_chunk_in_double(const ChunkRows<T>& chunk, const SumsView<double>& sums) {
   for (int64_t j = 0; j < chunk.num_columns; ++j) {
     sums.pivot[j] = static_cast<double>(widen(chunk.row[0][j]));
     sums.t[j] = 0;
@@ -291,7 +207,7 @@ inline void merge_columns(Value pivot, Value t, Value q, double inverse_rows,
 }
 
 template <bool kFirst, typename Accumulator>
-void merge_chunk(const ChunkSums<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
+void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
                  double* mean, double* lanes) {
   constexpr int kVectors = kLanes / kDoubles;
   const double inverse_rows = 1.0 / static_cast<double>(m);
@@ -318,7 +234,7 @@ void merge_chunk(const ChunkSums<Accumulator>& sums, int64_t m, int64_t n, int64
 }
 
 template <typename Accumulator>
-void merge_chunk(const ChunkSums<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
+void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
                  double* mean, double* lanes) {
   if (n == 0) {
     merge_chunk<true>(sums, m, n, num_columns, mean, lanes);
@@ -327,56 +243,109 @@ void merge_chunk(const ChunkSums<Accumulator>& sums, int64_t m, int64_t n, int64
   }
 }
 
-template <typename T>
-void sum_and_merge_chunk(const ChunkRows<T>& chunk, int64_t n, double* mean, double* lanes) {
-  ChunkSums<typename AccumulatorOf<T>::type> sums;
-  sum_chunk(chunk, sums);
+// Merges the finished sums of a chunk, or new ones where these cannot be trusted.
+template <typename T, typename Accumulator>
+void check_and_merge_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator>& sums, int64_t n,
+                           double* mean, double* lanes) {
   if (chunk.num_rows > 1 && needs_double(sums, chunk.num_rows, chunk.num_columns)) {
     ChunkSums<double> precise;
-    sum_chunk_in_double(chunk, precise);
-    merge_chunk(precise, chunk.num_rows, n, chunk.num_columns, mean, lanes);
+    sum_chunk_in_double(chunk, precise.view());
+    merge_chunk(precise.view(), chunk.num_rows, n, chunk.num_columns, mean, lanes);
   } else {
     merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, lanes);
   }
 }
 
-// Copies a tile of rows with any column stride into contiguous staging.
+// Points `chunk` at rows[0, num_rows) of the matrix, from first_column on. Where columns are not
+// neighbours in memory the rows are copied into `staging` first, kChunkRows x num_columns.
 template <typename T>
-void stage_rows(const RunOfRows& run, int64_t begin, int64_t num_rows, T* __restrict staging) {
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const T* from = static_cast<const T*>(run.data) + run.rows[begin + i] * run.row_stride +
-                    run.first_column * run.column_stride;
-    for (int64_t j = 0; j < run.num_columns; ++j) {
-      staging[i * run.num_columns + j] = from[j * run.column_stride];
+void locate_rows(const Matrix& matrix, const int64_t* rows, int64_t num_rows,
+                 int64_t num_rows_after, int64_t first_column, void* staging, ChunkRows<T>& chunk) {
+  const T* origin = static_cast<const T*>(matrix.data) + first_column * matrix.column_stride;
+  chunk.num_rows = num_rows;
+  if (matrix.column_stride != 1) {
+    T* copy = static_cast<T*>(staging);
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const T* from = origin + rows[i] * matrix.row_stride;
+      chunk.row[i] = copy;
+      for (int64_t j = 0; j < chunk.num_columns; ++j) *copy++ = from[j * matrix.column_stride];
     }
+    num_rows_after = 0;
+  } else {
+    for (int64_t i = 0; i < num_rows; ++i) chunk.row[i] = origin + rows[i] * matrix.row_stride;
+  }
+  for (int64_t i = num_rows; i < num_rows + kRowsAhead; ++i) {
+    chunk.row[i] = i < num_rows + num_rows_after ? origin + rows[i] * matrix.row_stride
+                                                 : chunk.row[num_rows - 1];
   }
 }
 
 template <typename T>
-double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging_buffer) {
-  T* staging = static_cast<T*>(staging_buffer);
-  const T* data = static_cast<const T*>(run.data);
+double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging) {
+  using Accumulator = typename AccumulatorOf<T>::type;
   double lanes[kLanes] = {};
+  ChunkSums<Accumulator> sums;
+  ChunkRows<T> chunk;
+  chunk.num_columns = run.num_columns;
   for (int64_t begin = 0; begin < run.num_rows; begin += kChunkRows) {
-    ChunkRows<T> chunk;
     const int64_t left = run.num_rows - begin;
-    chunk.num_rows = left < kChunkRows ? left : kChunkRows;
-    chunk.num_columns = run.num_columns;
-    chunk.num_rows_ahead = 0;
-    if (run.column_stride == 1) {
-      const int64_t rows_after = left + run.num_rows_after - chunk.num_rows;
-      chunk.num_rows_ahead = rows_after < kRowsAhead ? rows_after : kRowsAhead;
-      for (int64_t i = 0; i < chunk.num_rows + chunk.num_rows_ahead; ++i) {
-        chunk.row[i] = data + run.rows[begin + i] * run.row_stride + run.first_column;
-      }
-    } else {
-      stage_rows(run, begin, chunk.num_rows, staging);
-      for (int64_t i = 0; i < chunk.num_rows; ++i) chunk.row[i] = staging + i * run.num_columns;
-    }
-    sum_and_merge_chunk(chunk, n, mean, lanes);
-    n += chunk.num_rows;
+    const int64_t rows = left < kChunkRows ? left : kChunkRows;
+    locate_rows(run.matrix, run.rows + begin, rows, left - rows + run.num_rows_after,
+                run.first_column, staging, chunk);
+    sum_chunk(chunk, sums.view());
+    check_and_merge_chunk(chunk, sums.view(), n, mean, lanes);
+    n += rows;
   }
   return fold_lanes(lanes);
+}
+
+// ---------------------------------------------------------------- input order
+
+template <typename T>
+void close_chunk(const OpenChunks& open, int64_t k) {
+  using Accumulator = typename AccumulatorOf<T>::type;
+  const int64_t num_rows = open.filled[k];
+  if (num_rows == 0) return;
+  Accumulator* pivot = static_cast<Accumulator*>(open.sums) + 3 * k * open.stride;
+  ChunkRows<T> chunk;
+  chunk.num_columns = open.num_columns;
+  locate_rows(open.matrix, open.rows + k * kChunkRows, num_rows, 0, 0, open.staging, chunk);
+  double lanes[kLanes] = {};
+  const SumsView<Accumulator> sums = {pivot, pivot + open.stride, pivot + 2 * open.stride};
+  check_and_merge_chunk(chunk, sums, open.counts[k], open.means + k * open.num_columns, lanes);
+  open.sumsq[k] += fold_lanes(lanes);
+  open.counts[k] += num_rows;
+  open.filled[k] = 0;
+}
+
+template <typename T>
+void add_rows_in_order(const OpenChunks& open, int64_t first_row, const int32_t* classes,
+                       int64_t num_rows) {
+  using Accumulator = typename AccumulatorOf<T>::type;
+  const Matrix& matrix = open.matrix;
+  const T* next = static_cast<const T*>(matrix.data) + first_row * matrix.row_stride;
+  T* staging = static_cast<T*>(open.staging);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const T* row = next;
+    next += matrix.row_stride;
+    const int64_t k = classes[i];
+    if (k < 0) continue;
+    if (matrix.column_stride != 1) {
+      for (int64_t j = 0; j < open.num_columns; ++j) staging[j] = row[j * matrix.column_stride];
+      row = staging;
+    }
+    Accumulator* pivot = static_cast<Accumulator*>(open.sums) + 3 * k * open.stride;
+    const SumsView<Accumulator> sums = {pivot, pivot + open.stride, pivot + 2 * open.stride};
+    const int64_t filled = open.filled[k];
+    if (filled == 0) {
+      add_rows<1, true, false>(&row, sums, open.num_columns);
+    } else {
+      add_rows<1, false, false>(&row, sums, open.num_columns);
+    }
+    open.rows[k * kChunkRows + filled] = first_row + i;
+    open.filled[k] = static_cast<int32_t>(filled + 1);
+    if (filled + 1 == kChunkRows) close_chunk<T>(open, k);
+  }
 }
 
 double merge_means(const double* other_mean, int64_t m, int64_t n, double* mean,
@@ -395,8 +364,30 @@ double merge_means(const double* other_mean, int64_t m, int64_t n, double* mean,
   return fold_lanes(lanes);
 }
 
+// ---------------------------------------------------------------- labels
+
+// Classes of the rows, -1 for ignore_index; false where a label is neither.
+template <typename Label>
+bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, int64_t ignore_index,
+                  int32_t* __restrict classes) {
+  const uint64_t limit = static_cast<uint64_t>(num_classes);
+  uint64_t invalid = 0;
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t label = labels[i];
+    const bool is_class = static_cast<uint64_t>(label) < limit;
+    invalid |= static_cast<uint64_t>(!is_class) & static_cast<uint64_t>(label != ignore_index);
+    classes[i] = is_class ? static_cast<int32_t>(label) : -1;
+  }
+  return invalid == 0;
+}
+
 }  // namespace
 
 // In the order of FeatureType.
 const Kernels kKernels = {
-    {&merge_run<float>, &merge_run<double>, &merge_run<Half>, &merge_run<BFloat16>}, &merge_means};
+    {&merge_run<float>, &merge_run<double>, &merge_run<Half>, &merge_run<BFloat16>},
+    {&add_rows_in_order<float>, &add_rows_in_order<double>, &add_rows_in_order<Half>,
+     &add_rows_in_order<BFloat16>},
+    {&close_chunk<float>, &close_chunk<double>, &close_chunk<Half>, &close_chunk<BFloat16>},
+    &merge_means,
+    {&read_classes<int32_t>, &read_classes<int64_t>}};
