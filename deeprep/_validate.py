@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -34,7 +35,7 @@ def check_positive(name: str, value: int) -> int:
 def as_tensor(name: str, value: Any) -> Tensor:
     """Return a tensor that shares the memory of `value`: a tensor, NumPy array or DLPack object."""
     if isinstance(value, Tensor):
-        return value.detach()
+        return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray):
         try:
             with warnings.catch_warnings():
@@ -54,9 +55,9 @@ def as_tensor(name: str, value: Any) -> Tensor:
     )
 
 
-def _flip_negative_rows(features: Any, labels: Any) -> tuple[Any, Any]:
+def _flip_negative_rows(features: NDArray[Any], labels: Any) -> tuple[NDArray[Any], Any]:
     """Read a row-reversed NumPy array from its other end: torch has no negative strides."""
-    if isinstance(features, np.ndarray) and features.ndim == 2 and features.strides[0] < 0:
+    if features.ndim == 2 and features.strides[0] < 0:
         labels = labels.flip(0) if isinstance(labels, Tensor) else np.asarray(labels)[::-1].copy()
         return features[::-1], labels
     return features, labels
@@ -92,7 +93,8 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
     labels : (N,) integers, or one-hot rows (N, K), which become their class indices.
     num_classes : K, where known, to check one-hot rows against.
     """
-    features, labels = _flip_negative_rows(features, labels)
+    if isinstance(features, np.ndarray):
+        features, labels = _flip_negative_rows(features, labels)
     features = as_tensor("features", features)
     labels = as_tensor("labels", labels)
     if labels.ndim == 2 and features.ndim == 2:

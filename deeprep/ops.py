@@ -94,15 +94,45 @@ def _class_moments_cpu(
     ignore_index: int = -100,
 ) -> None:
     _validate.check_batch(features, labels)
-    labels = labels.contiguous()
     _validate.check_state(features, counts, means, sumsq)
+    _call_core(features, labels, counts, means, sumsq, ignore_index)
+
+
+def merge_batch(
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    means: Tensor,
+    sumsq: Tensor,
+    ignore_index: int = -100,
+) -> None:
+    """`class_moments_` on the CPU without torch's dispatcher, for a state known to be valid.
+
+    A training loop updates once a batch: the dispatcher and the checks of the state would cost more
+    than the features of a small one.
+    """
+    _validate.check_batch(features, labels)
+    _call_core(features, labels, counts, means, sumsq, ignore_index)
+
+
+def _call_core(
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    means: Tensor,
+    sumsq: Tensor,
+    ignore_index: int,
+) -> None:
+    labels = labels.contiguous()
+    num_rows, num_columns = features.shape
+    row_stride, column_stride = features.stride()
     _core.class_moments(
         features.data_ptr(),
         _FEATURE_TYPES[features.dtype],
-        features.shape[0],
-        features.shape[1],
-        features.stride(0),
-        features.stride(1),
+        num_rows,
+        num_columns,
+        row_stride,
+        column_stride,
         labels.data_ptr(),
         _LABEL_TYPES[labels.dtype],
         ignore_index,

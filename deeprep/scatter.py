@@ -109,21 +109,30 @@ class ClassScatter:
         """
         features, labels = _validate.to_tensors(features, labels, self.num_classes)
         if self._products is None:
-            ops.class_moments_(
-                features, labels, self.counts, self.means, self.sumsq, self.ignore_index
-            )
+            self._update_moments(features, labels)
         else:
             batch = ClassScatter(self.num_classes, self.num_features, device=self.device)
-            ops.class_moments_(
-                features, labels, batch.counts, batch.means, batch.sumsq, self.ignore_index
-            )
+            batch.ignore_index = self.ignore_index
+            batch._update_moments(features, labels)
             _pooled.add_shifted_gram(
                 features, labels, self.ignore_index, batch.means, batch.counts, self._products
             )
             self._merge_moments(batch)
         # Half types are widened to float32 before anything is computed.
-        widened = torch.float64 if features.dtype == torch.float64 else torch.float32
-        self.resolution = max(self.resolution, torch.finfo(widened).eps / 2)
+        unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
+        self.resolution = max(self.resolution, unit)
+
+    def _update_moments(self, features: Tensor, labels: Tensor) -> None:
+        # The state is this object's own, and valid; plain tensors of its width need no dispatcher.
+        direct = (
+            type(features) is Tensor
+            and features.is_cpu
+            and self.means.is_cpu
+            and features.shape[1:] == self.means.shape[1:]
+            and not torch.compiler.is_compiling()
+        )
+        update = ops.merge_batch if direct else ops.class_moments_
+        update(features, labels, self.counts, self.means, self.sumsq, self.ignore_index)
 
     def merge(self, other: ClassScatter) -> None:
         """Take in all that `other` has seen, exactly (Chan, Golub, LeVeque 1979).

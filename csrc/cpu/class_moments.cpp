@@ -34,13 +34,13 @@ namespace {
 
 constexpr int64_t kMaxGroups = 64;
 constexpr int64_t kRowsPerClass = 256;
-constexpr int64_t kOpenBytes = 640 * 1024;   // open chunks that a second-level cache holds
-constexpr int64_t kBlockBytes = 512 * 1024;  // half a second-level cache
-constexpr int64_t kParallelBytes =
-    2 * 1024 * 1024;  // below, starting a thread costs more than it saves
-
-constexpr int64_t kSlabRows = 2048;  // rows whose classes are read at a time in input order
+constexpr int64_t kBlockBytes = 128 * 1024;
+constexpr int64_t kShortRowBytes = 1024;
+constexpr int64_t kCacheBytes = 640 * 1024;  // of a second-level cache of 1 MiB, left to one array
+constexpr int64_t kSlabRows = 2048;          // rows whose classes are read at a time in input order
 constexpr uintptr_t kVectorAlignment = 64;
+// Below, starting a thread costs more than it saves.
+constexpr int64_t kParallelBytes = 2 * 1024 * 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -68,13 +68,20 @@ int64_t open_chunks_bytes(const Features& features, int64_t num_classes) {
 Plan make_plan(const Features& features, int64_t num_classes) {
   const int64_t row_bytes = features.num_columns * size_of(features.type);
   const int64_t rows = features.num_rows;
-  const int64_t least = kRowsPerClass * num_classes;  // rows that outweigh one state of K x d
-  const bool in_order = features.num_columns <= kTileColumns &&
-                        open_chunks_bytes(features, num_classes) <= kOpenBytes;
-  const int64_t block = in_order ? least : std::max(least, kBlockBytes / row_bytes);
-  if (rows < 2 * block) return {Order::kClass, 1, rows, rows};
-  const int64_t group = ceil_div(ceil_div(rows, block), kMaxGroups) * block;
-  return {in_order ? Order::kInput : Order::kClass, ceil_div(rows, group), group, block};
+  // Rows that outweigh one state of K x d, and rows that outweigh closing K chunks.
+  const int64_t group_rows = std::max(kRowsPerClass * num_classes, ceil_div(rows, kMaxGroups));
+  const int64_t block_rows = std::max(kChunkRows * num_classes, kBlockBytes / row_bytes);
+  if (rows < 2 * std::max(kRowsPerClass * num_classes, block_rows)) {
+    return {Order::kClass, 1, rows, rows};
+  }
+  const bool is_short = row_bytes <= kShortRowBytes;
+  const bool in_input_order = is_short && features.column_stride == 1 &&
+                              block_rows * row_bytes > kCacheBytes &&
+                              open_chunks_bytes(features, num_classes) <= kCacheBytes;
+  // Long rows are read well wherever they lie: larger blocks close fewer chunks.
+  const int64_t block = in_input_order || is_short ? block_rows : std::max(block_rows, group_rows);
+  const int64_t group = ceil_div(group_rows, block) * block;
+  return {in_input_order ? Order::kInput : Order::kClass, ceil_div(rows, group), group, block};
 }
 
 // Row of the first label that is neither a class nor ignore_index; there is one.
@@ -96,9 +103,27 @@ struct Worker {
   std::vector<int32_t> classes;        // of a block's rows, -1 where ignored
   SortedRows sorted;                   // class order
   std::vector<unsigned char> sums;     // input order: see OpenChunks
-  std::vector<int64_t> open_rows;      // input order
+  std::vector<const char*> open_rows;  // input order
   std::vector<int32_t> filled;         // input order
   std::vector<unsigned char> staging;  // column_stride != 1
+};
+
+// Scratch of the calling thread, kept from call to call: a training loop that updates once a batch
+// allocates nothing after the first. Large ones are given back.
+struct Workspace {
+  std::vector<int32_t> classes;
+  SortedRows sorted;
+  std::vector<int64_t> batches;
+  std::vector<double> growth;
+
+  static Workspace& of_this_thread() {
+    static thread_local Workspace workspace;
+    return workspace;
+  }
+  void trim() {
+    constexpr size_t kKeptRows = 1 << 16;
+    if (classes.capacity() > kKeptRows || growth.capacity() > kKeptRows) *this = Workspace();
+  }
 };
 
 class Pass {
@@ -107,7 +132,7 @@ class Pass {
       : features_(features),
         labels_(labels),
         state_(state),
-        matrix_{features.data, features.row_stride, features.column_stride},
+        row_stride_(features.row_stride * size_of(features.type)),
         kernels_(active_kernels()),
         plan_(make_plan(features, state.num_classes)),
         num_tiles_(ceil_div(features.num_columns, kTileColumns)) {
@@ -128,6 +153,10 @@ class Pass {
   }
 
  private:
+  const char* row_at(int64_t row) const {
+    return static_cast<const char*>(features_.data) + row * row_stride_;
+  }
+
   int64_t tile_columns(int64_t tile) const {
     return std::min(kTileColumns, features_.num_columns - tile * kTileColumns);
   }
@@ -143,27 +172,28 @@ class Pass {
   // Merges one class's rows on one tile into (n, means of that class).
   double merge_tile(const SortedRows& sorted, const Run& run, int64_t tile, int64_t n,
                     double* class_mean, Worker& worker) {
-    const RunOfRows rows = {matrix_,
-                            sorted.rows.data() + run.begin,
-                            run.end - run.begin,
-                            sorted.runs.back().end - run.end,
-                            tile * kTileColumns,
-                            tile_columns(tile)};
+    const RunOfRows rows = {sorted.rows.data() + run.begin, run.end - run.begin,
+                            features_.column_stride, tile * kTileColumns, tile_columns(tile)};
     return kernels_.merge_run[static_cast<int>(features_.type)](
         rows, n, class_mean + tile * kTileColumns, worker.staging.data());
   }
 
   bool run_single_group() {
-    std::vector<int32_t> classes(features_.num_rows);
-    if (!read_classes(0, features_.num_rows, classes.data())) return false;
-    SortedRows sorted;
+    Workspace& workspace = Workspace::of_this_thread();
+    workspace.trim();
+    workspace.classes.resize(features_.num_rows);
+    const int32_t* classes = workspace.classes.data();
+    if (!read_classes(0, features_.num_rows, workspace.classes.data())) return false;
+    SortedRows& sorted = workspace.sorted;
     sorted.reserve(features_.num_rows, state_.num_classes);
-    sorted.sort(classes.data(), 0, features_.num_rows);
+    sorted.sort(classes, row_at(0), row_stride_, features_.num_rows);
     const int64_t num_runs = static_cast<int64_t>(sorted.runs.size());
-    std::vector<double> growth(num_runs * num_tiles_);
+    std::vector<double>& growth = workspace.growth;
+    growth.resize(num_runs * num_tiles_);
 
     // Neighbouring classes share a work item until it holds enough rows to be worth handing out.
-    std::vector<int64_t> batches = {0};
+    std::vector<int64_t>& batches = workspace.batches;
+    batches.assign(1, 0);
     const int64_t enough_rows = std::max<int64_t>(kChunkRows, features_.num_rows / 256);
     for (int64_t r = 0; r < num_runs; ++r) {
       const bool last = r + 1 == num_runs;
@@ -235,7 +265,7 @@ class Pass {
     for (int64_t row = begin; row < end; row += plan_.block_rows) {
       const int64_t num_rows = std::min(plan_.block_rows, end - row);
       if (!read_classes(row, num_rows, worker.classes.data())) return false;
-      worker.sorted.sort(worker.classes.data(), row, num_rows);
+      worker.sorted.sort(worker.classes.data(), row_at(row), row_stride_, num_rows);
       for (const Run& run : worker.sorted.runs) {
         const int64_t slot = group * state_.num_classes + run.class_index;
         for (int64_t tile = 0; tile < num_tiles_; ++tile) {
@@ -253,21 +283,20 @@ class Pass {
                                 Worker& worker) {
     const int64_t first_slot = group * state_.num_classes;
     const auto address = reinterpret_cast<uintptr_t>(worker.sums.data());
-    const OpenChunks open = {matrix_,
-                             features_.num_columns,
+    const OpenChunks open = {features_.num_columns,
                              open_chunk_stride(features_),
                              worker.sums.data() + (-address % kVectorAlignment),
                              worker.filled.data(),
                              worker.open_rows.data(),
                              groups.counts.data() + first_slot,
                              groups.means.get() + first_slot * features_.num_columns,
-                             groups.sumsq.data() + first_slot,
-                             worker.staging.data()};
+                             groups.sumsq.data() + first_slot};
     const int type = static_cast<int>(features_.type);
     for (int64_t row = begin; row < end; row += kSlabRows) {
       const int64_t num_rows = std::min(kSlabRows, end - row);
       if (!read_classes(row, num_rows, worker.classes.data())) return false;
-      kernels_.add_rows_in_order[type](open, row, worker.classes.data(), num_rows);
+      kernels_.add_rows_in_order[type](open, row_at(row), row_stride_, worker.classes.data(),
+                                       num_rows);
     }
     for (int64_t k = 0; k < state_.num_classes; ++k) kernels_.close_chunk[type](open, k);
     return true;
@@ -292,7 +321,7 @@ class Pass {
   const Features& features_;
   const Labels& labels_;
   const ClassMoments& state_;
-  const Matrix matrix_;
+  const int64_t row_stride_;  // in bytes
   const Kernels& kernels_;
   const Plan plan_;
   const int64_t num_tiles_;

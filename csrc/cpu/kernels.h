@@ -8,36 +8,29 @@
 
 namespace deeprep {
 
-// The feature matrix; strides in elements.
-struct Matrix {
-  const void* data;
-  int64_t row_stride;
-  int64_t column_stride;
-};
+// How many rows ahead of use the kernels prefetch: arrays of row pointers go on for so many more.
+constexpr int64_t kRowsAhead = 16;
 
 // Rows of one class, in input order, restricted to one column tile.
 struct RunOfRows {
-  Matrix matrix;
-  const int64_t* rows;     // indices of the rows
-  int64_t num_rows;        // how many
-  int64_t num_rows_after;  // indices that follow in `rows`: what will be read next
-  int64_t first_column;    // of the tile
-  int64_t num_columns;     // of the tile, <= kTileColumns
+  const char* const* rows;  // pointers to the rows; kRowsAhead valid ones follow the last
+  int64_t num_rows;         // how many
+  int64_t column_stride;    // in elements
+  int64_t first_column;     // of the tile
+  int64_t num_columns;      // of the tile, <= kTileColumns
 };
 
 // The unfinished chunk of every class, and the moments that finished ones merge into: what it takes
-// to visit rows in input order. num_columns <= kTileColumns.
+// to visit rows in input order. num_columns <= kTileColumns, unit column stride.
 struct OpenChunks {
-  Matrix matrix;
   int64_t num_columns;
-  int64_t stride;   // elements from pivot to t to q; a class has 3 * stride
-  void* sums;       // K x (pivot, t, q), float, or double for float64 features
-  int32_t* filled;  // K: rows in the open chunk, 0 to begin with
-  int64_t* rows;    // K x kChunkRows: their indices
-  int64_t* counts;  // K
-  double* means;    // K x num_columns
-  double* sumsq;    // K
-  void* staging;    // read only where column_stride != 1: kChunkRows x num_columns elements
+  int64_t stride;     // elements from pivot to t to q; a class has 3 * stride
+  void* sums;         // K x (pivot, t, q), float, or double for float64 features
+  int32_t* filled;    // K: rows in the open chunk, 0 to begin with
+  const char** rows;  // K x kChunkRows: pointers to them
+  int64_t* counts;    // K
+  double* means;      // K x num_columns
+  double* sumsq;      // K
 };
 
 // Bytes by which arrays that are visited together are moved apart modulo 4096.
@@ -49,10 +42,10 @@ struct Kernels {
   using MergeRun = double (*)(const RunOfRows& run, int64_t n, double* mean, void* staging);
   MergeRun merge_run[kNumFeatureTypes];  // indexed by FeatureType
 
-  // Adds num_rows consecutive rows to the open chunks of their classes (-1: skip the row) and
-  // merges those that are full.
-  using AddRowsInOrder = void (*)(const OpenChunks& open, int64_t first_row, const int32_t* classes,
-                                  int64_t num_rows);
+  // Adds num_rows rows, row_stride bytes apart, to the open chunks of their classes (-1: skip the
+  // row) and merges those that are full.
+  using AddRowsInOrder = void (*)(const OpenChunks& open, const char* first_row, int64_t row_stride,
+                                  const int32_t* classes, int64_t num_rows);
   AddRowsInOrder add_rows_in_order[kNumFeatureTypes];
 
   // Merges the open chunk of one class, if it has any row.

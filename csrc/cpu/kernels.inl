@@ -42,17 +42,22 @@ struct ChunkSums {
   SumsView<Accumulator> view() { return {pivot, t, q}; }
 };
 
-// Rows are visited in class order, which no hardware prefetcher can guess: while a group of rows is
-// summed, the same columns of the rows kRowsAhead later are asked for, into the second-level cache.
-constexpr int64_t kRowsAhead = 8;
+// Rows are visited in class order, which no hardware prefetcher can guess, so what comes next is
+// asked for kRowsAhead rows early. Long rows: the same columns of the later row, inside the loop
+// over columns, into the second-level cache. Short rows: the whole row before the loop, which then
+// keeps all its pointers in registers.
+constexpr int64_t kShortRowBytes = 1024;
 
-// Rows of the chunk as pointers to their first column of the tile, unit column stride; behind them
-// kRowsAhead more, the rows that come next (or repetitions of the last).
+// One chunk on one tile: pointers to the first column of the tile of num_rows rows, and, kRowsAhead
+// places behind each, of a row that comes next. Unit column stride.
 template <typename T>
 struct ChunkRows {
-  const T* row[kChunkRows + kRowsAhead];
+  const char* const* rows;
+  int64_t offset;  // bytes from a row's pointer to the tile
   int64_t num_rows;
   int64_t num_columns;
+
+  const T* row(int64_t i) const { return reinterpret_cast<const T*>(rows[i] + offset); }
 };
 
 // Sums kRows values and their squares pair by pair, overwriting both.
@@ -72,15 +77,16 @@ inline void join_rows(Value* d, Value* square) {
 
 // Adds kRows rows to the sums; the first rows of a chunk set them, and the pivot.
 template <int kRows, bool kFirst, bool kPrefetch, typename T, typename Accumulator>
-inline void add_rows(const T* const* rows, const SumsView<Accumulator>& sums, int64_t num_columns) {
-  using Vector = decltype(widen_vector(rows[0]));
+inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
+  using Vector = decltype(widen_vector(chunk.row(0)));
   constexpr int kWidth = sizeof(Vector) / sizeof(Accumulator);
+  const int64_t num_columns = chunk.num_columns;
   const T* row[kRows];
   const T* later[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    row[r] = rows[r];
-    later[r] = kPrefetch ? rows[r + kRowsAhead] : rows[r];
+    row[r] = chunk.row(i + r);
+    later[r] = kPrefetch ? chunk.row(i + r + kRowsAhead) : nullptr;
   }
   int64_t j = 0;
   for (; j + kWidth <= num_columns; j += kWidth) {
@@ -111,10 +117,23 @@ inline void add_rows(const T* const* rows, const SumsView<Accumulator>& sums, in
 
 template <int kRows, typename T, typename Accumulator>
 inline int64_t add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
+  const int64_t row_bytes = chunk.num_columns * static_cast<int64_t>(sizeof(T));
+  if (row_bytes > kShortRowBytes) {
+    if (i == 0) {
+      add_rows<kRows, true, true>(chunk, i, sums);
+    } else {
+      add_rows<kRows, false, true>(chunk, i, sums);
+    }
+    return i + kRows;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const char* later = chunk.rows[i + r + kRowsAhead] + chunk.offset;
+    for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(later + byte);
+  }
   if (i == 0) {
-    add_rows<kRows, true, true>(chunk.row, sums, chunk.num_columns);
+    add_rows<kRows, true, false>(chunk, i, sums);
   } else {
-    add_rows<kRows, false, true>(chunk.row + i, sums, chunk.num_columns);
+    add_rows<kRows, false, false>(chunk, i, sums);
   }
   return i + kRows;
 }
@@ -174,13 +193,14 @@ inline bool needs_double(const SumsView<double>&, int64_t, int64_t) { return fal
 template <typename T>
 void sum_chunk_in_double(const ChunkRows<T>& chunk, const SumsView<double>& sums) {
   for (int64_t j = 0; j < chunk.num_columns; ++j) {
-    sums.pivot[j] = static_cast<double>(widen(chunk.row[0][j]));
+    sums.pivot[j] = static_cast<double>(widen(chunk.row(0)[j]));
     sums.t[j] = 0;
     sums.q[j] = 0;
   }
   for (int64_t i = 0; i < chunk.num_rows; ++i) {
+    const T* row = chunk.row(i);
     for (int64_t j = 0; j < chunk.num_columns; ++j) {
-      const double d = static_cast<double>(widen(chunk.row[i][j])) - sums.pivot[j];
+      const double d = static_cast<double>(widen(row[j])) - sums.pivot[j];
       sums.t[j] += d;
       sums.q[j] += d * d;
     }
@@ -256,45 +276,45 @@ void check_and_merge_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator
   }
 }
 
-// Points `chunk` at rows[0, num_rows) of the matrix, from first_column on. Where columns are not
-// neighbours in memory the rows are copied into `staging` first, kChunkRows x num_columns.
+// Rows with any column stride, copied so that columns are neighbours.
 template <typename T>
-void locate_rows(const Matrix& matrix, const int64_t* rows, int64_t num_rows,
-                 int64_t num_rows_after, int64_t first_column, void* staging, ChunkRows<T>& chunk) {
-  const T* origin = static_cast<const T*>(matrix.data) + first_column * matrix.column_stride;
-  chunk.num_rows = num_rows;
-  if (matrix.column_stride != 1) {
+struct StagedRows {
+  const char* rows[kChunkRows + kRowsAhead];
+
+  StagedRows(const char* const* from, int64_t num_rows, int64_t first_column, int64_t num_columns,
+             int64_t column_stride, void* staging) {
     T* copy = static_cast<T*>(staging);
-    for (int64_t i = 0; i < num_rows; ++i) {
-      const T* from = origin + rows[i] * matrix.row_stride;
-      chunk.row[i] = copy;
-      for (int64_t j = 0; j < chunk.num_columns; ++j) *copy++ = from[j * matrix.column_stride];
+    for (int64_t i = 0; i < kChunkRows + kRowsAhead; ++i) {
+      rows[i] = reinterpret_cast<const char*>(copy);
+      if (i >= num_rows) continue;
+      const T* row = reinterpret_cast<const T*>(from[i]) + first_column * column_stride;
+      for (int64_t j = 0; j < num_columns; ++j) *copy++ = row[j * column_stride];
     }
-    num_rows_after = 0;
-  } else {
-    for (int64_t i = 0; i < num_rows; ++i) chunk.row[i] = origin + rows[i] * matrix.row_stride;
   }
-  for (int64_t i = num_rows; i < num_rows + kRowsAhead; ++i) {
-    chunk.row[i] = i < num_rows + num_rows_after ? origin + rows[i] * matrix.row_stride
-                                                 : chunk.row[num_rows - 1];
-  }
-}
+};
 
 template <typename T>
 double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging) {
   using Accumulator = typename AccumulatorOf<T>::type;
   double lanes[kLanes] = {};
   ChunkSums<Accumulator> sums;
-  ChunkRows<T> chunk;
-  chunk.num_columns = run.num_columns;
   for (int64_t begin = 0; begin < run.num_rows; begin += kChunkRows) {
     const int64_t left = run.num_rows - begin;
-    const int64_t rows = left < kChunkRows ? left : kChunkRows;
-    locate_rows(run.matrix, run.rows + begin, rows, left - rows + run.num_rows_after,
-                run.first_column, staging, chunk);
-    sum_chunk(chunk, sums.view());
-    check_and_merge_chunk(chunk, sums.view(), n, mean, lanes);
-    n += rows;
+    const int64_t num_rows = left < kChunkRows ? left : kChunkRows;
+    const int64_t offset = run.first_column * static_cast<int64_t>(sizeof(T));
+    ChunkRows<T> chunk = {run.rows + begin, offset, num_rows, run.num_columns};
+    if (run.column_stride == 1) {
+      sum_chunk(chunk, sums.view());
+      check_and_merge_chunk(chunk, sums.view(), n, mean, lanes);
+    } else {
+      const StagedRows<T> staged(run.rows + begin, num_rows, run.first_column, run.num_columns,
+                                 run.column_stride, staging);
+      chunk.rows = staged.rows;
+      chunk.offset = 0;
+      sum_chunk(chunk, sums.view());
+      check_and_merge_chunk(chunk, sums.view(), n, mean, lanes);
+    }
+    n += num_rows;
   }
   return fold_lanes(lanes);
 }
@@ -302,47 +322,40 @@ double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging) {
 // ---------------------------------------------------------------- input order
 
 template <typename T>
-void close_chunk(const OpenChunks& open, int64_t k) {
+SumsView<typename AccumulatorOf<T>::type> sums_of_class(const OpenChunks& open, int64_t k) {
   using Accumulator = typename AccumulatorOf<T>::type;
+  Accumulator* pivot = static_cast<Accumulator*>(open.sums) + 3 * k * open.stride;
+  return {pivot, pivot + open.stride, pivot + 2 * open.stride};
+}
+
+template <typename T>
+void close_chunk(const OpenChunks& open, int64_t k) {
   const int64_t num_rows = open.filled[k];
   if (num_rows == 0) return;
-  Accumulator* pivot = static_cast<Accumulator*>(open.sums) + 3 * k * open.stride;
-  ChunkRows<T> chunk;
-  chunk.num_columns = open.num_columns;
-  locate_rows(open.matrix, open.rows + k * kChunkRows, num_rows, 0, 0, open.staging, chunk);
+  const ChunkRows<T> chunk = {open.rows + k * kChunkRows, 0, num_rows, open.num_columns};
   double lanes[kLanes] = {};
-  const SumsView<Accumulator> sums = {pivot, pivot + open.stride, pivot + 2 * open.stride};
-  check_and_merge_chunk(chunk, sums, open.counts[k], open.means + k * open.num_columns, lanes);
+  check_and_merge_chunk(chunk, sums_of_class<T>(open, k), open.counts[k],
+                        open.means + k * open.num_columns, lanes);
   open.sumsq[k] += fold_lanes(lanes);
   open.counts[k] += num_rows;
   open.filled[k] = 0;
 }
 
 template <typename T>
-void add_rows_in_order(const OpenChunks& open, int64_t first_row, const int32_t* classes,
-                       int64_t num_rows) {
-  using Accumulator = typename AccumulatorOf<T>::type;
-  const Matrix& matrix = open.matrix;
-  const T* next = static_cast<const T*>(matrix.data) + first_row * matrix.row_stride;
-  T* staging = static_cast<T*>(open.staging);
+void add_rows_in_order(const OpenChunks& open, const char* first_row, int64_t row_stride,
+                       const int32_t* classes, int64_t num_rows) {
   for (int64_t i = 0; i < num_rows; ++i) {
-    const T* row = next;
-    next += matrix.row_stride;
     const int64_t k = classes[i];
     if (k < 0) continue;
-    if (matrix.column_stride != 1) {
-      for (int64_t j = 0; j < open.num_columns; ++j) staging[j] = row[j * matrix.column_stride];
-      row = staging;
-    }
-    Accumulator* pivot = static_cast<Accumulator*>(open.sums) + 3 * k * open.stride;
-    const SumsView<Accumulator> sums = {pivot, pivot + open.stride, pivot + 2 * open.stride};
+    const char* row = first_row + i * row_stride;
     const int64_t filled = open.filled[k];
+    const ChunkRows<T> one_row = {&row, 0, 1, open.num_columns};
     if (filled == 0) {
-      add_rows<1, true, false>(&row, sums, open.num_columns);
+      add_rows<1, true, false>(one_row, 0, sums_of_class<T>(open, k));
     } else {
-      add_rows<1, false, false>(&row, sums, open.num_columns);
+      add_rows<1, false, false>(one_row, 0, sums_of_class<T>(open, k));
     }
-    open.rows[k * kChunkRows + filled] = first_row + i;
+    open.rows[k * kChunkRows + filled] = row;
     open.filled[k] = static_cast<int32_t>(filled + 1);
     if (filled + 1 == kChunkRows) close_chunk<T>(open, k);
   }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/kernels.h"
+
 namespace deeprep {
 
 // The rows of one class within a block: positions [begin, end) of the sorted rows.
@@ -14,47 +16,52 @@ struct Run {
   int64_t end;
 };
 
-// Row indices in class order, input order within a class, and the non-empty classes.
+// Pointers to the rows in class order, input order within a class, and the non-empty classes.
 struct SortedRows {
-  std::vector<int64_t> rows;
+  std::vector<const char*> rows;  // kRowsAhead repetitions of the last one follow
   std::vector<Run> runs;
 
   // Everything is allocated here, so that sort() cannot fail.
   void reserve(int64_t max_rows, int64_t num_classes) {
-    rows.resize(max_rows);
+    rows.resize(max_rows + kRowsAhead);
+    kept_.reserve(num_classes <= 8 * max_rows ? 0 : max_rows);
     runs.reserve(std::min(max_rows, num_classes));
     // With far fewer rows than classes, never touch K counters.
-    if (num_classes <= 8 * max_rows) offsets_.resize(num_classes);
+    offsets_.resize(num_classes <= 8 * max_rows ? num_classes : 0);
   }
 
-  // classes: of the rows first_row, first_row + 1, ...; -1 to leave a row out.
-  void sort(const int32_t* classes, int64_t first_row, int64_t num_rows) {
+  // classes: of the rows at first_row, first_row + row_stride bytes, ...; -1 to leave a row out.
+  void sort(const int32_t* classes, const char* first_row, int64_t row_stride, int64_t num_rows) {
     runs.clear();
     if (offsets_.empty()) {
-      sort_by_comparison(classes, first_row, num_rows);
+      sort_by_comparison(classes, first_row, row_stride, num_rows);
     } else {
-      sort_by_counting(classes, first_row, num_rows);
+      sort_by_counting(classes, first_row, row_stride, num_rows);
     }
+    const int64_t end = runs.empty() ? 0 : runs.back().end;
+    for (int64_t i = end; i < end + kRowsAhead; ++i) rows[i] = i == 0 ? first_row : rows[i - 1];
   }
 
  private:
-  void sort_by_comparison(const int32_t* classes, int64_t first_row, int64_t num_rows) {
-    int64_t kept = 0;
+  void sort_by_comparison(const int32_t* classes, const char* first_row, int64_t row_stride,
+                          int64_t num_rows) {
+    kept_.clear();
     for (int64_t i = 0; i < num_rows; ++i) {
-      if (classes[i] >= 0) rows[kept++] = i;
+      if (classes[i] >= 0) kept_.push_back(i);
     }
-    std::sort(rows.begin(), rows.begin() + kept, [classes](int64_t a, int64_t b) {
+    std::sort(kept_.begin(), kept_.end(), [classes](int64_t a, int64_t b) {
       return classes[a] != classes[b] ? classes[a] < classes[b] : a < b;
     });
-    for (int64_t i = 0; i < kept; ++i) {
-      const int64_t k = classes[rows[i]];
+    for (int64_t i = 0; i < static_cast<int64_t>(kept_.size()); ++i) {
+      const int64_t k = classes[kept_[i]];
       if (runs.empty() || runs.back().class_index != k) runs.push_back({k, i, i});
       runs.back().end = i + 1;
-      rows[i] += first_row;
+      rows[i] = first_row + kept_[i] * row_stride;
     }
   }
 
-  void sort_by_counting(const int32_t* classes, int64_t first_row, int64_t num_rows) {
+  void sort_by_counting(const int32_t* classes, const char* first_row, int64_t row_stride,
+                        int64_t num_rows) {
     std::fill(offsets_.begin(), offsets_.end(), 0);
     for (int64_t i = 0; i < num_rows; ++i) {
       if (classes[i] >= 0) ++offsets_[classes[i]];
@@ -67,10 +74,11 @@ struct SortedRows {
       begin += count;
     }
     for (int64_t i = 0; i < num_rows; ++i) {
-      if (classes[i] >= 0) rows[offsets_[classes[i]]++] = first_row + i;
+      if (classes[i] >= 0) rows[offsets_[classes[i]]++] = first_row + i * row_stride;
     }
   }
 
+  std::vector<int64_t> kept_;
   std::vector<int64_t> offsets_;
 };
 

@@ -47,11 +47,22 @@ inline float widen(Half value) {
   return from_bits(sign | (magnitude < 0x0400u ? subnormal : (magnitude << 13) + rebias));
 }
 
+// kFloats 16-bit patterns as 32-bit ones. GCC 12 splits the generic conversion into halves, so the
+// instruction is named where there is one.
+inline BitsVector widen_bits(const void* from) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<BitsVector>(_mm512_maskz_cvtepu16_epi32(0xffff, load<__m256i>(from)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<BitsVector>(_mm256_cvtepu16_epi32(load<__m128i>(from)));
+#else
+  return __builtin_convertvector(load<HalfOfShorts>(from), BitsVector);
+#endif
+}
+
 inline FloatVector widen_vector(const float* from) { return load<FloatVector>(from); }
 inline DoubleVector widen_vector(const double* from) { return load<DoubleVector>(from); }
 inline FloatVector widen_vector(const BFloat16* from) {
-  const auto bits = __builtin_convertvector(load<HalfOfShorts>(from), BitsVector);
-  return reinterpret_cast<FloatVector>(bits << 16);
+  return reinterpret_cast<FloatVector>(widen_bits(from) << 16);
 }
 inline FloatVector widen_vector(const Half* from) {
 #if defined(__AVX512F__)
@@ -60,7 +71,7 @@ inline FloatVector widen_vector(const Half* from) {
   return reinterpret_cast<FloatVector>(_mm256_cvtph_ps(load<__m128i>(from)));
 #else
   typedef int32_t IntVector __attribute__((vector_size(kVectorBytes)));
-  const auto bits = __builtin_convertvector(load<HalfOfShorts>(from), BitsVector);
+  const BitsVector bits = widen_bits(from);
   const BitsVector magnitude = bits & 0x7fffu;
   const auto is_special = reinterpret_cast<BitsVector>(magnitude >= 0x7c00u);
   const auto is_subnormal = reinterpret_cast<BitsVector>(magnitude < 0x0400u);
@@ -75,7 +86,13 @@ inline FloatVector widen_vector(const Half* from) {
 // kDoubles numbers as doubles.
 inline DoubleVector load_doubles(const double* from) { return load<DoubleVector>(from); }
 inline DoubleVector load_doubles(const float* from) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<DoubleVector>(_mm512_maskz_cvtps_pd(0xff, load<__m256>(from)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<DoubleVector>(_mm256_cvtps_pd(load<__m128>(from)));
+#else
   return __builtin_convertvector(load<HalfOfFloats>(from), DoubleVector);
+#endif
 }
 
 template <typename T>
