@@ -1,15 +1,17 @@
 # make demo   create .venv, install, build, train a small MLP and show its layers
 # make test   create .venv, install, build, run the test-suite
 # make lint   ruff, mypy, clang-format
+# make bench     time the core against one read of the features and against other libraries
+# make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What the installed extension and its dependencies follow from; Python sources are used in place.
 BUILD_INPUTS := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
-CPP_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+CPP_SOURCES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench sanitize sanitize-address sanitize-thread clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deeprep.run --arch mlp
@@ -22,6 +24,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.run
+
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed-dev
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDEEPREP_SANITIZE=$* \
+	  -DDEEPREP_BUILD_MODULE=OFF -DDEEPREP_BUILD_TESTS=ON -DDEEPREP_WERROR=$(or $(DEEPREP_WERROR),OFF)
+	$(BIN)/cmake --build build/$@
+	build/$@/deeprep_core_test
 
 clean:
 	rm -rf $(VENV) build *.egg-info deeprep/_core*.so
@@ -36,6 +50,10 @@ $(BIN)/python:
 $(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[test]'
 	@$(BIN)/python -c 'import deeprep; deeprep.show_config()'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

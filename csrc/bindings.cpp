@@ -5,6 +5,7 @@
 
 #include "class_moments.h"
 #include "cpu/simd.h"
+#include "shift_rows.h"
 
 namespace py = pybind11;
 using namespace deeprep;
@@ -40,6 +41,17 @@ void bound_class_moments(uintptr_t features, FeatureType feature_type, int64_t n
   throw py::value_error(message);
 }
 
+void bound_shift_rows(uintptr_t features, FeatureType feature_type, int64_t num_rows,
+                      int64_t num_columns, int64_t row_stride, int64_t column_stride,
+                      uintptr_t labels, LabelType label_type, int64_t ignore_index,
+                      uintptr_t pivots, uintptr_t out, int num_threads) {
+  const py::gil_scoped_release unlocked;
+  shift_rows({pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
+              column_stride},
+             {pointer<const void>(labels), label_type, ignore_index}, pointer<const void>(pivots),
+             pointer<void>(out), num_threads);
+}
+
 void bound_set_simd_level(const std::string& name) {
   if (set_simd_level(name)) return;
   std::string names;
@@ -64,6 +76,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = DEEPREP_COMPILER;
   m.attr("cuda") = false;
   m.def("class_moments", &bound_class_moments);
+  m.def("shift_rows", &bound_shift_rows);
   m.def("simd_level", &simd_level);
   m.def("available_simd_levels", &available_simd_levels);
   m.def("set_simd_level", &bound_set_simd_level);

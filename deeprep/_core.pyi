@@ -30,6 +30,21 @@ def class_moments(
     num_threads: int,
     /,
 ) -> None: ...
+def shift_rows(
+    features: int,
+    feature_type: FeatureType,
+    num_rows: int,
+    num_columns: int,
+    row_stride: int,
+    column_stride: int,
+    labels: int,
+    label_type: LabelType,
+    ignore_index: int,
+    pivots: int,
+    out: int,
+    num_threads: int,
+    /,
+) -> None: ...
 def simd_level() -> str: ...
 def available_simd_levels() -> list[str]: ...
 def set_simd_level(name: str, /) -> None: ...

@@ -124,15 +124,8 @@ def _call_core(
     ignore_index: int,
 ) -> None:
     labels = labels.contiguous()
-    num_rows, num_columns = features.shape
-    row_stride, column_stride = features.stride()
     _core.class_moments(
-        features.data_ptr(),
-        _FEATURE_TYPES[features.dtype],
-        num_rows,
-        num_columns,
-        row_stride,
-        column_stride,
+        *_address(features),
         labels.data_ptr(),
         _LABEL_TYPES[labels.dtype],
         ignore_index,
@@ -140,6 +133,38 @@ def _call_core(
         means.data_ptr(),
         sumsq.data_ptr(),
         counts.shape[0],
+        torch.get_num_threads(),
+    )
+
+
+def _address(features: Tensor) -> tuple[int, _core.FeatureType, int, int, int, int]:
+    """Address, element type, N, d and the strides of features (N, d), as the core takes them."""
+    return (
+        features.data_ptr(),
+        _FEATURE_TYPES[features.dtype],
+        *features.shape,
+        *features.stride(),
+    )
+
+
+def shift_rows(
+    features: Tensor, labels: Tensor, pivots: Tensor, out: Tensor, ignore_index: int
+) -> None:
+    """Fill out (N, d) with features[i] - pivots[labels[i]], or 0 where labels[i] is ignored.
+
+    Parameters
+    ----------
+    features, labels : as for `class_moments_`, which has checked them; on the CPU.
+    pivots, out : (K, d) and (N, d), contiguous, float32, or float64 for float64 features.
+    """
+    labels = labels.contiguous()
+    _core.shift_rows(
+        *_address(features),
+        labels.data_ptr(),
+        _LABEL_TYPES[labels.dtype],
+        ignore_index,
+        pivots.data_ptr(),
+        out.data_ptr(),
         torch.get_num_threads(),
     )
 

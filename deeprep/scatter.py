@@ -73,7 +73,7 @@ class ClassScatter:
         self.counts = torch.zeros(shape[:1], dtype=torch.int64, device=device)
         self.means = torch.zeros(shape, dtype=torch.float64, device=device)
         self.sumsq = torch.zeros(shape[:1], dtype=torch.float64, device=device)
-        self._products: Tensor | None = None  # S, on and above the diagonal
+        self._products: Tensor | None = None  # S
         if self.full:
             square = (self.num_features, self.num_features)
             self._products = torch.zeros(square, dtype=torch.float64, device=device)
@@ -283,7 +283,7 @@ class ClassScatter:
                 "this ClassScatter has full=False, expected full=True: the (d, d) matrices were "
                 "not accumulated"
             )
-        return _pooled.symmetrize(self._products)
+        return self._products.clone()
 
     @property
     def within(self) -> Tensor:

@@ -57,6 +57,11 @@ struct Kernels {
   double (*merge_means)(const double* other_mean, int64_t m, int64_t n, double* mean,
                         int64_t num_columns);
 
+  // out[j] = row[j] - pivot[j] in the accumulator type; row: features of any column stride.
+  using ShiftRow = void (*)(const void* row, int64_t column_stride, const void* pivot, void* out,
+                            int64_t num_columns);
+  ShiftRow shift_row[kNumFeatureTypes];
+
   // Classes of num_rows labels, -1 for ignore_index; false where a label is neither a class in
   // [0, num_classes) nor ignore_index. Overloaded through visit_labels.
   struct ReadClasses {

@@ -377,6 +377,22 @@ double merge_means(const double* other_mean, int64_t m, int64_t n, double* mean,
   return fold_lanes(lanes);
 }
 
+template <typename T>
+void shift_row(const void* row_data, int64_t column_stride, const void* pivot_data, void* out_data,
+               int64_t num_columns) {
+  using Accumulator = typename AccumulatorOf<T>::type;
+  const T* row = static_cast<const T*>(row_data);
+  const Accumulator* pivot = static_cast<const Accumulator*>(pivot_data);
+  Accumulator* out = static_cast<Accumulator*>(out_data);
+  using Vector = decltype(widen_vector(row));
+  constexpr int kWidth = sizeof(Vector) / sizeof(Accumulator);
+  int64_t j = 0;
+  for (; column_stride == 1 && j + kWidth <= num_columns; j += kWidth) {
+    store(out + j, widen_vector(row + j) - load<Vector>(pivot + j));
+  }
+  for (; j < num_columns; ++j) out[j] = widen(row[j * column_stride]) - pivot[j];
+}
+
 // ---------------------------------------------------------------- labels
 
 // Classes of the rows, -1 for ignore_index; false where a label is neither.
@@ -403,4 +419,5 @@ const Kernels kKernels = {
      &add_rows_in_order<BFloat16>},
     {&close_chunk<float>, &close_chunk<double>, &close_chunk<Half>, &close_chunk<BFloat16>},
     &merge_means,
+    {&shift_row<float>, &shift_row<double>, &shift_row<Half>, &shift_row<BFloat16>},
     {&read_classes<int32_t>, &read_classes<int64_t>}};

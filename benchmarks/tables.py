@@ -1,0 +1,320 @@
+"""Results, as read from results.json, laid out in tables: for the terminal and for the README."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table as RichTable
+
+Record = dict[str, Any]
+_FASTER_THAN_OTHERS = 5.0  # target of the median over cells
+_ORDER_TOLERANCE = 1.1  # sorted and skewed labels against shuffled ones
+_SCALING_TARGET = 0.9
+_FULL_TARGET = 1.15
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header, rows of text, and notes below."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def rich(self) -> RichTable:
+        """Lay it out for the terminal."""
+        table = RichTable(
+            title=self.title,
+            caption="\n".join(self.notes),
+            title_justify="left",
+            caption_justify="left",
+        )
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        for row in self.rows:
+            table.add_row(*(_coloured(cell) for cell in row))
+        return table
+
+    def markdown(self) -> str:
+        """Lay it out for the README."""
+        lines = ["| " + " | ".join(self.header) + " |"]
+        lines.append("|---|" + "---:|" * (len(self.header) - 1))
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join([*lines, "", *self.notes])
+
+
+def _coloured(cell: str) -> str:
+    colour = {"pass": "green", "miss": "red"}.get(cell)
+    return f"[{colour}]{cell}[/]" if colour else cell
+
+
+def tables(results: Record) -> list[Table]:
+    """Every table for which there are results."""
+    cells = results["cells"]
+    made = []
+    if cells:
+        made.append(floor_table(cells))
+    if any(cell["single"] for cell in cells):
+        made.append(scaling_table(cells))
+    if any(cell["peers"] for cell in cells):
+        made += [peers_table(cells, dtype) for dtype in _dtypes_with_peers(cells)]
+    if results["small_updates"]:
+        made.append(small_table(results["small_updates"]))
+    if results["full_updates"]:
+        made.append(full_table(results["full_updates"]))
+    if results["metric_times"]:
+        made.append(metrics_table(results["metric_times"]))
+    return made
+
+
+def markdown(results: Record) -> str:
+    """Return the README's performance section: where it was measured, how, and two tables."""
+    machine, versions = results["machine"], results["versions"]
+    cells = [cell for cell in results["cells"] if cell["labelling"] == "shuffled"]
+    rows = []
+    for cell in cells:
+        timing = cell["timing"]
+        fastest, factor = fastest_peer(cell)
+        rows.append(
+            (
+                f"{_shape(cell)} {cell['dtype']}",
+                _seconds(timing["ours"]),
+                f"{cell['feature_bytes'] / timing['ours'] / 1e9:.1f}",
+                f"{timing['ratio']:.2f}",
+                f"{cell['target']:.2f}",
+                "-" if factor is None else f"{factor:.1f}",
+                fastest or "-",
+            )
+        )
+    header = ("N x d, K", "update", "GB/s", "x floor", "target", "fastest other / ours", "which")
+    return "\n".join(
+        [
+            f"`{results['command']}` on {machine['cpu']}, {machine['cores']} cores, "
+            f"{results['threads']} threads, {versions['core']['simd']}, "
+            f"torch {versions['core']['torch']}, commit {str(versions['commit'])[:12]}:",
+            "",
+            Table("", header, rows, (_peers_note(cells),)).markdown(),
+        ]
+    )
+
+
+def floor_table(cells: list[Record]) -> Table:
+    """(a) Update against the floor, per shape, dtype and labelling."""
+    shuffled = {
+        _key(cell): cell["timing"]["ratio"] for cell in cells if cell["labelling"] == "shuffled"
+    }
+    rows = []
+    for cell in cells:
+        timing, base = cell["timing"], shuffled.get(_key(cell))
+        if cell["labelling"] == "shuffled":
+            passed, wanted = timing["ratio"] <= cell["target"], f"{cell['target']:.2f}"
+        else:
+            limit = None if base is None else base * _ORDER_TOLERANCE
+            passed = limit is None or timing["ratio"] <= limit
+            wanted = "-" if limit is None else f"{limit:.2f}"
+        rows.append(
+            (
+                _shape(cell),
+                cell["dtype"],
+                cell["labelling"],
+                _seconds(timing["floor"]),
+                _seconds(timing["ours"]),
+                f"{cell['feature_bytes'] / timing['floor'] / 1e9:.1f}",
+                f"{cell['feature_bytes'] / timing['ours'] / 1e9:.1f}",
+                f"{timing['ratio']:.2f}",
+                wanted,
+                _verdict(passed) if wanted != "-" else "-",
+            )
+        )
+    return Table(
+        "Update against the floor (one read of the features, one update of the K x d means)",
+        (
+            "N x d, K",
+            "dtype",
+            "labels",
+            "floor",
+            "update",
+            "floor GB/s",
+            "GB/s",
+            "x floor",
+            "target",
+            "",
+        ),
+        rows,
+        (
+            "Medians; x floor is the median over turns. Sorted and skewed labels: target is 1.1 x "
+            "shuffled.",
+            "Matrices smaller than two last-level caches are timed with the cache emptied before "
+            "each call.",
+        ),
+    )
+
+
+def scaling_table(cells: list[Record]) -> Table:
+    """(b) What threads gain, against what they gain the floor."""
+    rows = []
+    for cell in cells:
+        if cell["single"] is None:
+            continue
+        timing, single = cell["timing"], cell["single"]
+        ours, floor = single["ours"] / timing["ours"], single["floor"] / timing["floor"]
+        rows.append(
+            (
+                _shape(cell),
+                cell["dtype"],
+                f"{single['ratio']:.2f}",
+                f"{floor:.2f}",
+                f"{ours:.2f}",
+                f"{ours / floor:.2f}",
+                _verdict(ours >= _SCALING_TARGET * floor),
+            )
+        )
+    return Table(
+        "Gain of all threads over one (target: 0.9 of the floor's gain)",
+        ("N x d, K", "dtype", "x floor, 1 thread", "floor gains", "update gains", "share", ""),
+        rows,
+    )
+
+
+def peers_table(cells: list[Record], dtype: str) -> Table:
+    """(c) Time of every other way over ours, one row a cell."""
+    chosen = [cell for cell in cells if cell["peers"] and cell["dtype"] == dtype]
+    names = [peer["name"] for peer in chosen[0]["peers"]]
+    rows = []
+    for cell in chosen:
+        ours = cell["timing"]["ours"]
+        _, factor = fastest_peer(cell)
+        found = [_peer_cell(peer, ours) for peer in cell["peers"]]
+        passed = factor is None or factor > 1.0
+        fastest = "-" if factor is None else f"{factor:.1f}"
+        rows.append((_shape(cell), *found, fastest, _verdict(passed)))
+    return Table(
+        f"Time of others over ours, {dtype}, shuffled labels",
+        ("N x d, K", *names, "fastest", ""),
+        rows,
+        (
+            _peers_note(cells),
+            "'> x': stopped at the time budget, a lower bound from part of the rows; 'x GiB': not "
+            "run, would need that much memory.",
+        ),
+    )
+
+
+def small_table(records: list[Record]) -> Table:
+    """(d) One Python call of a training loop."""
+    rows = [
+        (
+            _shape(record),
+            f"{record['ours'] * 1e6:.1f} us",
+            f"{record['floor'] * 1e6:.1f} us",
+            f"{record['target'] * 1e6:.1f} us",
+            _verdict(record["ours"] <= record["target"]),
+        )
+        for record in records
+    ]
+    return Table(
+        "One update of a training batch, the whole Python call",
+        ("N x d, K", "update", "floor", "20 us + 1.5 x floor", ""),
+        rows,
+    )
+
+
+def full_table(records: list[Record]) -> Table:
+    """(e) The d x d scatter."""
+    rows = [
+        (
+            _shape(record),
+            _seconds(record["ours"]),
+            _seconds(record["numpy_product"]),
+            _seconds(record["torch_product"]),
+            f"{record['ratio']:.2f}",
+            _bytes(record["extra_bytes"]),
+            _bytes(record["feature_bytes"]),
+            _verdict(record["ratio"] <= _FULL_TARGET),
+        )
+        for record in records
+    ]
+    return Table(
+        "Update with full=True against the d x d product alone (target: 1.15)",
+        ("N x d, K", "update", "X.T @ X", "torch.mm", "ratio", "extra memory", "features", ""),
+        rows,
+    )
+
+
+def metrics_table(records: list[Record]) -> Table:
+    """(f) Metrics of large states."""
+    rows = [
+        (
+            record["metric"],
+            f"{record['num_classes']}",
+            f"{record['num_features']}",
+            _seconds(record["ours"]),
+            record["yardstick"],
+            _seconds(record["yardstick_seconds"]),
+            f"{record['ours'] / record['yardstick_seconds']:.2f}",
+            _bytes(record["extra_bytes"]),
+        )
+        for record in records
+    ]
+    header = ("metric", "K", "d", "time", "against", "its time", "ratio", "extra memory")
+    return Table("Metrics of a large state", header, rows)
+
+
+def fastest_peer(cell: Record) -> tuple[str | None, float | None]:
+    """Name of the fastest competitor that finished, and its time over ours."""
+    finished = [peer for peer in cell["peers"] if peer["status"] == "ok"]
+    if not finished:
+        return None, None
+    fastest = min(finished, key=lambda peer: peer["seconds"])
+    return fastest["name"], fastest["seconds"] / cell["timing"]["ours"]
+
+
+def _peers_note(cells: list[Record]) -> str:
+    factors = [factor for cell in cells if (factor := fastest_peer(cell)[1]) is not None]
+    if not factors:
+        return "No other library was timed."
+    median = statistics.median(factors)
+    verdict = _verdict(median >= _FASTER_THAN_OTHERS)
+    return (
+        f"Fastest of the others over ours, median over {len(factors)} cells of both dtypes: "
+        f"{median:.1f} (target {_FASTER_THAN_OTHERS:.0f}: {verdict}), least {min(factors):.1f}."
+    )
+
+
+def _peer_cell(peer: Record, ours: float) -> str:
+    if peer["status"] == "ok":
+        return f"{peer['seconds'] / ours:.1f}"
+    if peer["status"] == "over budget":
+        return f"> {peer['seconds'] / ours:.0f}"
+    if peer["status"] == "memory":
+        return f"{peer['bytes'] / 2**30:.0f} GiB"
+    return {"not installed": "not installed", "does not apply": "-"}[peer["status"]]
+
+
+def _dtypes_with_peers(cells: list[Record]) -> list[str]:
+    return list(dict.fromkeys(cell["dtype"] for cell in cells if cell["peers"]))
+
+
+def _key(cell: Record) -> tuple[str, str]:
+    return _shape(cell), cell["dtype"]
+
+
+def _shape(record: Record) -> str:
+    shape = record["shape"]
+    return f"{shape['num_rows']:,} x {shape['num_features']:,}, {shape['num_classes']:,}"
+
+
+def _verdict(passed: bool) -> str:
+    return "pass" if passed else "miss"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms"
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 2**20:.0f} MiB"

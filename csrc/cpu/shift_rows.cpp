@@ -1,0 +1,37 @@
+// shift_rows on the CPU. Parallel axis: rows.
+#include "shift_rows.h"
+
+#include <algorithm>
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace deeprep {
+
+void shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
+                int num_threads) {
+  constexpr int64_t kRowsPerItem = 64;
+  const int64_t size = features.type == FeatureType::kFloat64 ? 8 : 4;
+  const int64_t out_stride = features.num_columns * size;
+  const auto shift = active_kernels().shift_row[static_cast<int>(features.type)];
+  const int64_t items = (features.num_rows + kRowsPerItem - 1) / kRowsPerItem;
+  visit_labels(labels.data, labels.type, [&](const auto* values) {
+    parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
+      const int64_t end = std::min((item + 1) * kRowsPerItem, features.num_rows);
+      for (int64_t i = item * kRowsPerItem; i < end; ++i) {
+        const char* row = static_cast<const char*>(features.data) +
+                          i * features.row_stride * size_of(features.type);
+        char* shifted = static_cast<char*>(out) + i * out_stride;
+        if (values[i] == labels.ignore_index) {
+          std::fill(shifted, shifted + out_stride, char{0});
+        } else {
+          shift(row, features.column_stride,
+                static_cast<const char*>(pivots) + values[i] * out_stride, shifted,
+                features.num_columns);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace deeprep
