@@ -13,21 +13,23 @@ from torch import Tensor
 
 from deeprep import ops
 
-# Entries of one block of shifted rows, 64 MiB of float32: adding a block's (d, d) product to S in
-# float64 must cost little next to the product.
-_BLOCK_ENTRIES = 2**24
+# Rows of one block: enough that adding its (d, d) product to S in float64 costs little next to the
+# product, few enough that a block of narrow rows stays in the cache; and the most it may hold.
+_BLOCK_ROWS = 4096
+_BLOCK_ENTRIES = 2**24  # 64 MiB of float32
 
 
 def _add_gram(rows: Tensor, total: Tensor, sign: int = 1) -> None:
     """Total (d, d) += sign * rows' rows, for rows (B, d)."""
-    if rows.is_cpu:
-        # NumPy sees that both factors are one matrix and computes half of the product (SYRK).
-        array = rows.numpy()
-        with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
-            gram = torch.from_numpy(array.T @ array)
-    else:
-        gram = rows.T @ rows
-    total.add_(gram, alpha=sign)
+    if not rows.is_cpu:
+        total.add_(rows.T @ rows, alpha=sign)
+        return
+    # NumPy sees that both factors are one matrix and computes half of the product (SYRK). It adds,
+    # too: torch's threads, once woken, would spin beside those of NumPy's BLAS and slow it by half.
+    array, into = rows.numpy(), total.numpy()
+    with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
+        gram = array.T @ array
+        (np.add if sign > 0 else np.subtract)(into, gram, out=into)
 
 
 def add_shifted_gram(
@@ -36,25 +38,29 @@ def add_shifted_gram(
     ignore_index: int,
     means: Tensor,
     counts: Tensor,
+    sumsq: Tensor,
     total: Tensor,
 ) -> None:
     """Add the pooled scatter of (features, labels) to `total` (d, d) float64.
 
-    `means` (K, d) float64 and `counts` (K,) are those of this very batch. Pivots are the means
-    rounded to the precision of the products; what the rounding moved is taken off exactly.
+    `means` (K, d) float64, `counts` (K,) and `sumsq` (K,) are those of this very batch. Pivots are
+    the means rounded to the precision of the products; what the rounding moved is taken off again
+    where it shows (means beyond some 500 standard deviations).
     """
     if features.shape[0] == 0:
         return
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     pivots = means.to(dtype)
-    num_rows = min(max(1, _BLOCK_ENTRIES // features.shape[1]), features.shape[0])
+    num_rows = min(max(1, _BLOCK_ENTRIES // features.shape[1]), _BLOCK_ROWS, features.shape[0])
     shifted = torch.empty((num_rows, features.shape[1]), dtype=dtype)
     for begin in range(0, features.shape[0], num_rows):
         rows = features[begin : begin + num_rows]
         block = shifted[: rows.shape[0]]
         ops.shift_rows(rows, labels[begin : begin + num_rows], pivots, block, ignore_index)
         _add_gram(block, total)
-    add_merge_terms(pivots.double() - means, -counts.double(), total)
+    moved = pivots.double() - means
+    if bool((counts * moved.square().sum(dim=1)).sum() > 1e-9 * sumsq.sum()):
+        add_merge_terms(moved, -counts.double(), total)
 
 
 def add_merge_terms(deltas: Tensor, weights: Tensor, total: Tensor) -> None:

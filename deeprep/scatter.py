@@ -115,7 +115,13 @@ class ClassScatter:
             batch.ignore_index = self.ignore_index
             batch._update_moments(features, labels)
             _pooled.add_shifted_gram(
-                features, labels, self.ignore_index, batch.means, batch.counts, self._products
+                features,
+                labels,
+                self.ignore_index,
+                batch.means,
+                batch.counts,
+                batch.sumsq,
+                self._products,
             )
             self._merge_moments(batch)
         # Half types are widened to float32 before anything is computed.
