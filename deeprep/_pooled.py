@@ -7,11 +7,16 @@ float64.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from deeprep import ops
+
+if TYPE_CHECKING:
+    from deeprep.scatter import ClassScatter
 
 # Rows of one block: enough that adding its (d, d) product to S in float64 costs little next to the
 # product, few enough that a block of narrow rows stays in the cache; and the most it may hold.
@@ -33,34 +38,30 @@ def _add_gram(rows: Tensor, total: Tensor, sign: int = 1) -> None:
 
 
 def add_shifted_gram(
-    features: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    means: Tensor,
-    counts: Tensor,
-    sumsq: Tensor,
-    total: Tensor,
+    features: Tensor, labels: Tensor, moments: ClassScatter, total: Tensor
 ) -> None:
     """Add the pooled scatter of (features, labels) to `total` (d, d) float64.
 
-    `means` (K, d) float64, `counts` (K,) and `sumsq` (K,) are those of this very batch. Pivots are
-    the means rounded to the precision of the products; what the rounding moved is taken off again
-    where it shows (means beyond some 500 standard deviations).
+    `moments` are those of this very batch. Pivots are its means rounded to the precision of the
+    products; what the rounding moved is taken off again where it shows (means beyond some 500
+    standard deviations).
     """
     if features.shape[0] == 0:
         return
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    pivots = means.to(dtype)
+    pivots = moments.means.to(dtype)
     num_rows = min(max(1, _BLOCK_ENTRIES // features.shape[1]), _BLOCK_ROWS, features.shape[0])
     shifted = torch.empty((num_rows, features.shape[1]), dtype=dtype)
     for begin in range(0, features.shape[0], num_rows):
         rows = features[begin : begin + num_rows]
         block = shifted[: rows.shape[0]]
-        ops.shift_rows(rows, labels[begin : begin + num_rows], pivots, block, ignore_index)
+        block_labels = labels[begin : begin + num_rows]
+        ops.shift_rows(rows, block_labels, pivots, block, moments.ignore_index)
         _add_gram(block, total)
-    moved = pivots.double() - means
-    if bool((counts * moved.square().sum(dim=1)).sum() > 1e-9 * sumsq.sum()):
-        add_merge_terms(moved, -counts.double(), total)
+    moved = pivots.double() - moments.means
+    excess = (moments.counts * moved.square().sum(dim=1)).sum()
+    if bool(excess > 1e-9 * moments.sumsq.sum()):
+        add_merge_terms(moved, -moments.counts.double(), total)
 
 
 def add_merge_terms(deltas: Tensor, weights: Tensor, total: Tensor) -> None:

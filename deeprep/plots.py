@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,43 +14,39 @@ from matplotlib.ticker import MaxNLocator
 from deeprep._files import atomic_path
 from deeprep.report import LayerMetrics, LayerReport
 
-_COMPRESSION = "#1f5fa8"
-_DISCRIMINATION = "#b3421f"
 _RESOLUTION = 150  # dots per inch
 
 
 def plot_compression(report: LayerReport, path: str | Path) -> None:
     """C_l against l on a log axis, with the line through log C_l, l >= 1; written to `path`."""
-    figure, axes = _layer_axes(report)
-    points = _finite(report, lambda layer: layer.compression)
-    axes.semilogy(*points, "o-", color=_COMPRESSION, label=r"$C_l$")
     fit = report.compression_fit
-    if fit is not None:
-        depths = [layer.index for layer in report.layers[1:]]
-        line = [10 ** (fit.intercept + fit.slope * depth) for depth in depths]
-        label = rf"fit: $\times${10**fit.slope:.3g} a layer, $R^2$ = {fit.r_squared:.3f}"
-        axes.semilogy(depths, line, "--", color="0.35", label=label)
-    axes.set_ylabel(r"compression  $C_l = \mathrm{Tr}\,\Sigma_W / \mathrm{Tr}\,\Sigma_B$")
-    axes.grid(which="both", alpha=0.25)
-    axes.legend(frameon=False)
-    _save(figure, path)
+    _plot_metric(
+        report,
+        path,
+        lambda layer: layer.compression,
+        label=r"$C_l$",
+        title=r"compression  $C_l = \mathrm{Tr}\,\Sigma_W / \mathrm{Tr}\,\Sigma_B$",
+        style={"marker": "o", "color": "#1f5fa8"},
+        log_axis=True,
+        line=fit and (lambda depth: 10 ** (fit.intercept + fit.slope * depth)),
+        line_label=fit and rf"$\times${10**fit.slope:.3g} a layer, $R^2$ = {fit.r_squared:.3f}",
+    )
 
 
 def plot_discrimination(report: LayerReport, path: str | Path) -> None:
     """D_l against l, with the line through D_l, l >= 1; written to `path`."""
-    figure, axes = _layer_axes(report)
-    points = _finite(report, lambda layer: layer.discrimination)
-    axes.plot(*points, "s-", color=_DISCRIMINATION, label=r"$D_l$")
     fit = report.discrimination_fit
-    if fit is not None:
-        depths = [layer.index for layer in report.layers[1:]]
-        line = [fit.intercept + fit.slope * depth for depth in depths]
-        label = rf"fit: {fit.slope:+.3g} a layer, $R^2$ = {fit.r_squared:.3f}"
-        axes.plot(depths, line, "--", color="0.35", label=label)
-    axes.set_ylabel(r"discrimination  $D_l = 1 - \max_{k \neq k'} \cos(\mu_k, \mu_{k'})$")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    _save(figure, path)
+    _plot_metric(
+        report,
+        path,
+        lambda layer: layer.discrimination,
+        label=r"$D_l$",
+        title=r"discrimination  $D_l = 1 - \max_{k \neq k'} \cos(\mu_k, \mu_{k'})$",
+        style={"marker": "s", "color": "#b3421f"},
+        log_axis=False,
+        line=fit and (lambda depth: fit.intercept + fit.slope * depth),
+        line_label=fit and rf"{fit.slope:+.3g} a layer, $R^2$ = {fit.r_squared:.3f}",
+    )
 
 
 def plot_evolution(reports: Sequence[tuple[int, LayerReport]], path: str | Path) -> None:
@@ -91,13 +86,35 @@ def plot_evolution(reports: Sequence[tuple[int, LayerReport]], path: str | Path)
     _save(figure, path)
 
 
-def _layer_axes(report: LayerReport) -> tuple[Figure, Axes]:
+def _plot_metric(
+    report: LayerReport,
+    path: str | Path,
+    metric: Callable[[LayerMetrics], float | None],
+    *,
+    label: str,
+    title: str,
+    style: dict[str, str],
+    log_axis: bool,
+    line: Callable[[int], float] | None,
+    line_label: str | None,
+) -> None:
+    """One metric against the layer's index, and the line fitted to the layers l >= 1."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.plot(*_finite(report, metric), label=label, **style)
+    if line is not None:
+        depths = [layer.index for layer in report.layers[1:]]
+        fitted = [line(depth) for depth in depths]
+        axes.plot(depths, fitted, "--", color="0.35", label=f"fit: {line_label}")
+    if log_axis:
+        axes.set_yscale("log")
     axes.set_xlabel("layer $l$")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, axes
+    axes.set_ylabel(title)
+    axes.grid(which="both" if log_axis else "major", alpha=0.25)
+    axes.legend(frameon=False)
+    _save(figure, path)
 
 
 def _finite(

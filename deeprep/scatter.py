@@ -114,15 +114,7 @@ class ClassScatter:
             batch = ClassScatter(self.num_classes, self.num_features, device=self.device)
             batch.ignore_index = self.ignore_index
             batch._update_moments(features, labels)
-            _pooled.add_shifted_gram(
-                features,
-                labels,
-                self.ignore_index,
-                batch.means,
-                batch.counts,
-                batch.sumsq,
-                self._products,
-            )
+            _pooled.add_shifted_gram(features, labels, batch, self._products)
             self._merge_moments(batch)
         # Half types are widened to float32 before anything is computed.
         unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
