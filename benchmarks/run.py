@@ -30,7 +30,7 @@ from benchmarks.shapes import DTYPES, LABELLINGS, SHAPES, DTypeName, Labelling, 
 from benchmarks.tables import markdown, tables
 from benchmarks.timing import last_level_cache
 from deeprep._files import atomic_path
-from deeprep.record import _environment
+from deeprep.record import environment
 
 Section = Literal["cells", "small", "full", "metrics"]
 
@@ -179,7 +179,7 @@ def _header(settings: Settings, num_threads: int) -> dict[str, Any]:
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "last_level_cache_bytes": last_level_cache(),
         },
-        "versions": _environment(torch.device("cpu")),
+        "versions": environment(torch.device("cpu")),
         "cells": [],
         "small_updates": [],
         "full_updates": [],

@@ -23,6 +23,18 @@ class UndefinedStatisticError(ValueError):
     """A statistic was asked of a state on which it is not defined: no samples, or one class."""
 
 
+def require(name: str, value: Any, holds: bool, wanted: str) -> None:
+    """Raise a ValueError that names an argument, what it must be and what it is, unless it holds.
+
+    >>> require("depth", 1, False, ">= 2")
+    Traceback (most recent call last):
+        ...
+    ValueError: depth must be >= 2, got 1
+    """
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
 def check_positive(name: str, value: int) -> int:
     """Return `value` as an int; it must be a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from tyro.conf import OmitArgPrefixes
 
+from deeprep._validate import require
 from deeprep.data import DatasetName
 from deeprep.models import Init
 
@@ -29,7 +30,6 @@ __all__ = [
     "Settings",
     "chosen",
     "from_dict",
-    "require",
     "to_dict",
 ]
 
@@ -305,18 +305,6 @@ def _from_plain(value: Any, hint: Any) -> Any:
     if isinstance(value, str) and Path in options:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def require(name: str, value: Any, holds: bool, wanted: str) -> None:
-    """Raise a ValueError that names a setting, what it must be and what it is, unless it holds.
-
-    >>> require("depth", 1, False, ">= 2")
-    Traceback (most recent call last):
-        ...
-    ValueError: depth must be >= 2, got 1
-    """
-    if not holds:
-        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def _require_at_least(group: Any, least: int, *names: str) -> None:

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from deeprep.config import ModelSettings, Settings, chosen, require
+from deeprep._validate import require
+from deeprep.config import ModelSettings, Settings, chosen
 from deeprep.models import STACKS, check_architecture
 
 __all__ = ["DEFAULTS", "Defaults", "describe_defaults", "resolve"]

@@ -13,39 +13,40 @@ from matplotlib.ticker import MaxNLocator
 
 from deeprep._files import atomic_path
 from deeprep.report import LayerMetrics, LayerReport
+from deeprep.theory import LineFit
 
 _RESOLUTION = 150  # dots per inch
 
 
 def plot_compression(report: LayerReport, path: str | Path) -> None:
     """C_l against l on a log axis, with the line through log C_l, l >= 1; written to `path`."""
-    fit = report.compression_fit
     _plot_metric(
         report,
         path,
         lambda layer: layer.compression,
         label=r"$C_l$",
         title=r"compression  $C_l = \mathrm{Tr}\,\Sigma_W / \mathrm{Tr}\,\Sigma_B$",
-        style={"marker": "o", "color": "#1f5fa8"},
+        marker="o",
+        color="#1f5fa8",
+        fit=report.compression_fit,
         log_axis=True,
-        line=fit and (lambda depth: 10 ** (fit.intercept + fit.slope * depth)),
-        line_label=fit and rf"$\times${10**fit.slope:.3g} a layer, $R^2$ = {fit.r_squared:.3f}",
+        rate=lambda slope: rf"$\times${10**slope:.3g}",
     )
 
 
 def plot_discrimination(report: LayerReport, path: str | Path) -> None:
     """D_l against l, with the line through D_l, l >= 1; written to `path`."""
-    fit = report.discrimination_fit
     _plot_metric(
         report,
         path,
         lambda layer: layer.discrimination,
         label=r"$D_l$",
         title=r"discrimination  $D_l = 1 - \max_{k \neq k'} \cos(\mu_k, \mu_{k'})$",
-        style={"marker": "s", "color": "#b3421f"},
+        marker="s",
+        color="#b3421f",
+        fit=report.discrimination_fit,
         log_axis=False,
-        line=fit and (lambda depth: fit.intercept + fit.slope * depth),
-        line_label=fit and rf"{fit.slope:+.3g} a layer, $R^2$ = {fit.r_squared:.3f}",
+        rate=lambda slope: f"{slope:+.3g}",
     )
 
 
@@ -93,20 +94,23 @@ def _plot_metric(
     *,
     label: str,
     title: str,
-    style: dict[str, str],
+    marker: str,
+    color: str,
+    fit: LineFit | None,
     log_axis: bool,
-    line: Callable[[int], float] | None,
-    line_label: str | None,
+    rate: Callable[[float], str],
 ) -> None:
-    """One metric against the layer's index, and the line fitted to the layers l >= 1."""
+    """One metric against the layer's index, and the line fitted to it (its log10) for l >= 1."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(*_finite(report, metric), label=label, **style)
-    if line is not None:
+    axes.plot(*_finite(report, metric), label=label, marker=marker, color=color)
+    if fit is not None:
         depths = [layer.index for layer in report.layers[1:]]
-        fitted = [line(depth) for depth in depths]
-        axes.plot(depths, fitted, "--", color="0.35", label=f"fit: {line_label}")
+        fitted = [fit.intercept + fit.slope * depth for depth in depths]
+        fit_label = rf"fit: {rate(fit.slope)} a layer, $R^2$ = {fit.r_squared:.3f}"
+        line = [10**value for value in fitted] if log_axis else fitted
+        axes.plot(depths, line, "--", color="0.35", label=fit_label)
     if log_axis:
         axes.set_yscale("log")
     axes.set_xlabel("layer $l$")

@@ -30,7 +30,7 @@ from deeprep.config import Settings, from_dict, to_dict
 from deeprep.ops import build_info
 from deeprep.report import LayerReport
 
-__all__ = ["Checkpoint", "Measurement", "RunDirectory"]
+__all__ = ["Checkpoint", "Measurement", "RunDirectory", "environment"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class RunDirectory:
             The directory `settings.run.name` exists.
         """
         self = cls(_make_directory(settings))
-        config = {"settings": to_dict(settings), "environment": _environment(device)}
+        config = {"settings": to_dict(settings), "environment": environment(device)}
         self._write_text("config.json", json.dumps(config, indent=2, allow_nan=False) + "\n")
         return self
 
@@ -196,7 +196,12 @@ def _make_directory(settings: Settings) -> Path:
             number += 1
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what a result depends on besides its settings: versions, commit, device, threads.
+
+    >>> sorted(environment(torch.device("cpu")))
+    ['commit', 'core', 'device', 'numpy', 'platform', 'python']
+    """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "core": build_info(),

@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deeprep._validate import require
+
 __all__ = [
     "LineFit",
     "dln_compression_ratio",
@@ -135,10 +137,10 @@ def dln_compression_ratio(
     >>> round(dln_compression_ratio(0.3, depth=6, samples_per_class=10, alpha=100.0), 4)
     0.2846
     """
-    _require("init_scale", init_scale, init_scale > 0, "> 0")
-    _require("depth", depth, depth >= 2, ">= 2 weight matrices")
-    _require("samples_per_class", samples_per_class, samples_per_class >= 1, ">= 1")
-    _require("alpha", alpha, alpha > 0, "> 0")
+    require("init_scale", init_scale, init_scale > 0, "> 0")
+    require("depth", depth, depth >= 2, ">= 2 weight matrices")
+    require("samples_per_class", samples_per_class, samples_per_class >= 1, ">= 1")
+    require("alpha", alpha, alpha > 0, "> 0")
     return float(init_scale**2 * alpha ** (2 / depth) / samples_per_class ** (1 / depth))
 
 
@@ -168,9 +170,9 @@ def dln_discrimination(initial_cosine: float, layer: int, depth: int) -> float:
     >>> [round(dln_discrimination(0.3, layer, depth=6), 2) for layer in (0, 3, 6)]
     [0.7, 0.85, 1.0]
     """
-    _require("initial_cosine", initial_cosine, -1 <= initial_cosine <= 1, "in [-1, 1]")
-    _require("depth", depth, depth >= 1, ">= 1 weight matrices")
-    _require("layer", layer, 0 <= layer <= depth, f"in 0..depth = {depth}")
+    require("initial_cosine", initial_cosine, -1 <= initial_cosine <= 1, "in [-1, 1]")
+    require("depth", depth, depth >= 1, ">= 1 weight matrices")
+    require("layer", layer, 0 <= layer <= depth, f"in 0..depth = {depth}")
     return 1.0 - initial_cosine * (1.0 - layer / depth)
 
 
@@ -196,13 +198,8 @@ def orthonormal_compression(samples_per_class: int, num_samples: int) -> float:
     >>> round(orthonormal_compression(10, num_samples=30), 6)
     13.5
     """
-    _require("samples_per_class", samples_per_class, samples_per_class >= 1, ">= 1")
+    require("samples_per_class", samples_per_class, samples_per_class >= 1, ">= 1")
     balanced = num_samples >= 2 * samples_per_class and num_samples % samples_per_class == 0
     wanted = f"a multiple of samples_per_class = {samples_per_class}, at least twice it"
-    _require("num_samples", num_samples, balanced, wanted)
+    require("num_samples", num_samples, balanced, wanted)
     return (1 - 1 / samples_per_class) / (1 / samples_per_class - 1 / num_samples)
-
-
-def _require(name: str, value: float, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {wanted}, got {value}")
