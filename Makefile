@@ -1,8 +1,9 @@
-# make demo   create .venv, install, build, train a small MLP and show its layers
-# make test   create .venv, install, build, run the test-suite
-# make lint   ruff, mypy, clang-format
+# make demo      create .venv, install, build, train a small MLP and show its layers
+# make test      create .venv, install, build, run the test-suite
+# make lint      ruff, mypy, clang-format
 # make bench     time the core against one read of the features and against other libraries
 # make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# Needs Python >= 3.10 and GCC or Clang; PYTHON=python3.12 chooses another Python.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -90,17 +90,14 @@ def test_accuracy_contract(
     assert_within_contract(got, features, labels, num_classes)
 
 
-# Rows so short and classes so many that the core visits rows in input order, with the chunks of all
-# classes open (csrc/cpu/class_moments.cpp); one label in five is ignored.
-IN_INPUT_ORDER = {"num_rows": 26000, "num_columns": 128, "num_classes": 48}
+# Several groups of several blocks (csrc/cpu/class_moments.cpp).
+MANY_BLOCKS = {"num_rows": 26000, "num_columns": 128, "num_classes": 48}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("adversary", ADVERSARIES)
-def test_accuracy_contract_in_input_order(dtype, adversary):
-    features, labels = make_batch(
-        7, **IN_INPUT_ORDER, dtype=dtype, adversary=adversary, ignored=True
-    )
+def test_accuracy_contract_over_groups_and_blocks(dtype, adversary):
+    features, labels = make_batch(7, **MANY_BLOCKS, dtype=dtype, adversary=adversary, ignored=True)
     got = moments(features, labels, 48)
     assert_within_contract(got, features, labels, 48)
 
@@ -192,7 +189,7 @@ def test_nonfinite_features_reach_their_class_and_no_other(bad):
 
 
 def test_a_bad_label_far_into_a_large_batch_leaves_the_state_untouched():
-    features, labels = make_batch(8, **IN_INPUT_ORDER, dtype=torch.float32, adversary="gaussian")
+    features, labels = make_batch(8, **MANY_BLOCKS, dtype=torch.float32, adversary="gaussian")
     state = moments(features, labels, 48)
     before = [tensor.clone() for tensor in state]
     labels[25000] = 48

@@ -37,11 +37,9 @@ struct ChunkSums {
   SumsView<Accumulator> view() { return {pivot, t, q}; }
 };
 
-// Rows are visited in class order, which no hardware prefetcher can guess, so what comes next is
-// asked for kRowsAhead rows early. Long rows: the same columns of the later row, inside the loop
-// over columns, into the second-level cache. Short rows: the whole row before the loop, which then
-// keeps all its pointers in registers.
-constexpr int64_t kShortRowBytes = 1024;
+// Rows are visited in class order, which no hardware prefetcher can guess: while a group of rows is
+// summed, the same columns of the rows kRowsAhead later are asked for, into the second-level cache.
+// Asking for whole rows before the loop over columns instead made rows of 1 KiB 1.45 x slower.
 
 // One chunk on one tile: pointers to the first column of the tile of num_rows rows, and, kRowsAhead
 // places behind each, of a row that comes next. Unit column stride.
@@ -71,7 +69,7 @@ inline void join_rows(Value* d, Value* square) {
 }
 
 // Adds kRows rows to the sums; the first rows of a chunk set them, and the pivot.
-template <int kRows, bool kFirst, bool kPrefetch, typename T, typename Accumulator>
+template <int kRows, bool kFirst, typename T, typename Accumulator>
 inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
   using Vector = decltype(widen_vector(chunk.row(0)));
   constexpr int kWidth = sizeof(Vector) / sizeof(Accumulator);
@@ -81,7 +79,7 @@ inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumu
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     row[r] = chunk.row(i + r);
-    later[r] = kPrefetch ? chunk.row(i + r + kRowsAhead) : nullptr;
+    later[r] = chunk.row(i + r + kRowsAhead);
   }
   int64_t j = 0;
   for (; j + kWidth <= num_columns; j += kWidth) {
@@ -90,7 +88,7 @@ inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumu
     Vector square[kRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      if (kPrefetch) __builtin_prefetch(later[r] + j, 0, 2);
+      __builtin_prefetch(later[r] + j, 0, 2);
       d[r] = widen_vector(row[r] + j) - pivot;
     }
     join_rows<kRows>(d, square);
@@ -112,23 +110,10 @@ inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumu
 
 template <int kRows, typename T, typename Accumulator>
 inline int64_t add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
-  const int64_t row_bytes = chunk.num_columns * static_cast<int64_t>(sizeof(T));
-  if (row_bytes > kShortRowBytes) {
-    if (i == 0) {
-      add_rows<kRows, true, true>(chunk, i, sums);
-    } else {
-      add_rows<kRows, false, true>(chunk, i, sums);
-    }
-    return i + kRows;
-  }
-  for (int r = 0; r < kRows; ++r) {
-    const char* later = chunk.rows[i + r + kRowsAhead] + chunk.offset;
-    for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(later + byte);
-  }
   if (i == 0) {
-    add_rows<kRows, true, false>(chunk, i, sums);
+    add_rows<kRows, true>(chunk, i, sums);
   } else {
-    add_rows<kRows, false, false>(chunk, i, sums);
+    add_rows<kRows, false>(chunk, i, sums);
   }
   return i + kRows;
 }

@@ -20,19 +20,6 @@ struct RunOfRows {
   int64_t num_columns;      // of the tile, <= kTileColumns
 };
 
-// The unfinished chunk of every class, and the moments that finished ones merge into: what it takes
-// to visit rows in input order. num_columns <= kTileColumns, unit column stride.
-struct OpenChunks {
-  int64_t num_columns;
-  int64_t stride;     // elements from pivot to t to q; a class has 3 * stride
-  void* sums;         // K x (pivot, t, q), float, or double for float64 features
-  int32_t* filled;    // K: rows in the open chunk, 0 to begin with
-  const char** rows;  // K x kChunkRows: pointers to them
-  int64_t* counts;    // K
-  double* means;      // K x num_columns
-  double* sumsq;      // K
-};
-
 // Bytes by which arrays that are visited together are moved apart modulo 4096.
 constexpr int64_t kAliasPadding = 1344;
 
@@ -41,16 +28,6 @@ struct Kernels {
   // squares. staging: kChunkRows x num_columns elements, read only where column_stride != 1.
   using MergeRun = double (*)(const RunOfRows& run, int64_t n, double* mean, void* staging);
   MergeRun merge_run[kNumFeatureTypes];  // indexed by FeatureType
-
-  // Adds num_rows rows, row_stride bytes apart, to the open chunks of their classes (-1: skip the
-  // row) and merges those that are full.
-  using AddRowsInOrder = void (*)(const OpenChunks& open, const char* first_row, int64_t row_stride,
-                                  const int32_t* classes, int64_t num_rows);
-  AddRowsInOrder add_rows_in_order[kNumFeatureTypes];
-
-  // Merges the open chunk of one class, if it has any row.
-  using CloseChunk = void (*)(const OpenChunks& open, int64_t class_index);
-  CloseChunk close_chunk[kNumFeatureTypes];
 
   // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide; returns the
   // growth of the sum of squares due to the distance between the two means.

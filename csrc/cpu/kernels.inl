@@ -10,8 +10,6 @@
 
 namespace {
 
-// ---------------------------------------------------------------- class order
-
 // Rows with any column stride, copied so that columns are neighbours.
 template <typename T>
 struct StagedRows {
@@ -53,48 +51,6 @@ double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging) {
     n += num_rows;
   }
   return fold_lanes(lanes);
-}
-
-// ---------------------------------------------------------------- input order
-
-template <typename T>
-SumsView<typename AccumulatorOf<T>::type> sums_of_class(const OpenChunks& open, int64_t k) {
-  using Accumulator = typename AccumulatorOf<T>::type;
-  Accumulator* pivot = static_cast<Accumulator*>(open.sums) + 3 * k * open.stride;
-  return {pivot, pivot + open.stride, pivot + 2 * open.stride};
-}
-
-template <typename T>
-void close_chunk(const OpenChunks& open, int64_t k) {
-  const int64_t num_rows = open.filled[k];
-  if (num_rows == 0) return;
-  const ChunkRows<T> chunk = {open.rows + k * kChunkRows, 0, num_rows, open.num_columns};
-  double lanes[kLanes] = {};
-  check_and_merge_chunk(chunk, sums_of_class<T>(open, k), open.counts[k],
-                        open.means + k * open.num_columns, lanes);
-  open.sumsq[k] += fold_lanes(lanes);
-  open.counts[k] += num_rows;
-  open.filled[k] = 0;
-}
-
-template <typename T>
-void add_rows_in_order(const OpenChunks& open, const char* first_row, int64_t row_stride,
-                       const int32_t* classes, int64_t num_rows) {
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const int64_t k = classes[i];
-    if (k < 0) continue;
-    const char* row = first_row + i * row_stride;
-    const int64_t filled = open.filled[k];
-    const ChunkRows<T> one_row = {&row, 0, 1, open.num_columns};
-    if (filled == 0) {
-      add_rows<1, true, false>(one_row, 0, sums_of_class<T>(open, k));
-    } else {
-      add_rows<1, false, false>(one_row, 0, sums_of_class<T>(open, k));
-    }
-    open.rows[k * kChunkRows + filled] = row;
-    open.filled[k] = static_cast<int32_t>(filled + 1);
-    if (filled + 1 == kChunkRows) close_chunk<T>(open, k);
-  }
 }
 
 double merge_means(const double* other_mean, int64_t m, int64_t n, double* mean,
@@ -151,9 +107,6 @@ bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, in
 // In the order of FeatureType.
 const Kernels kKernels = {
     {&merge_run<float>, &merge_run<double>, &merge_run<Half>, &merge_run<BFloat16>},
-    {&add_rows_in_order<float>, &add_rows_in_order<double>, &add_rows_in_order<Half>,
-     &add_rows_in_order<BFloat16>},
-    {&close_chunk<float>, &close_chunk<double>, &close_chunk<Half>, &close_chunk<BFloat16>},
     &merge_means,
     {&shift_row<float>, &shift_row<double>, &shift_row<Half>, &shift_row<BFloat16>},
     {&read_classes<int32_t>, &read_classes<int64_t>}};
