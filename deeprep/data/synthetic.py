@@ -49,7 +49,6 @@ def orthogonal(
 
     Examples
     --------
-
     >>> data = orthogonal(noise=0.0)
     >>> bool((data.inputs @ data.inputs.T - torch.eye(30)).abs().max() < 1e-6)
     True
