@@ -207,7 +207,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "core": build_info(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
         "device": str(device) if gpu is None else f"{device} ({gpu})",
     }
