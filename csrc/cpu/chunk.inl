@@ -8,8 +8,8 @@
 // Eight rows join at each visit of the accumulators t and q, which live in the first-level cache:
 // they are loaded and stored an eighth as often as features are read, and sums stay shallow (11
 // roundings for 64 rows). Variants tried, one core, features in the second-level cache:
-// - four rows a visit left to the compiler's vectoriser: 9.5 GB/s, since pivot, t and q lay 4096
-//   bytes apart and every load waited for the store before it (see ChunkSums);
+// - four rows a visit left to the compiler's vectoriser: 9.5 GB/s, with pivot, t and q 4096 bytes
+//   apart, where a load can wait for the store before it (see ChunkSums);
 // - eight rows a visit left to the compiler's vectoriser: 2.4 GB/s, temporaries spilled;
 // - eight rows a visit in explicit vectors: this file.
 
