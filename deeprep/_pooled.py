@@ -30,7 +30,8 @@ def _add_gram(rows: Tensor, total: Tensor, sign: int = 1) -> None:
         total.add_(rows.T @ rows, alpha=sign)
         return
     # NumPy sees that both factors are one matrix and computes half of the product (SYRK). It adds,
-    # too: torch's threads, once woken, would spin beside those of NumPy's BLAS and slow it by 20 to 40 %.
+    # too: torch's threads, once woken, would spin beside those of NumPy's BLAS and slow it by 20 to
+    # 40 %.
     array, into = rows.numpy(), total.numpy()
     with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
         gram = array.T @ array
