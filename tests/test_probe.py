@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import deeprep
@@ -122,7 +123,6 @@ def test_layers_by_name_glob_and_type():
 
 
 def test_automatic_layers_of_common_models():
-    torchvision = pytest.importorskip("torchvision")
     resnet = torchvision.models.resnet18(weights=None)
     assert list(automatic_layers(resnet)) == [f"layer{i}.{j}" for i in range(1, 5) for j in (0, 1)]
     vit = torchvision.models.vit_b_16(weights=None)

@@ -29,7 +29,7 @@ struct SumsView {
 // 4096 bytes: a load that follows a store at such a distance waits for it.
 template <typename Accumulator>
 struct ChunkSums {
-  static constexpr int64_t kPadded = kTileColumns + kAliasPadding / sizeof(Accumulator);
+  static constexpr int64_t kPadded = kTileColumns + 1344 / sizeof(Accumulator);
   alignas(64) Accumulator pivot[kPadded];
   alignas(64) Accumulator t[kPadded];
   alignas(64) Accumulator q[kPadded];

@@ -153,11 +153,10 @@ class Pass {
     Workspace& workspace = Workspace::of_this_thread();
     workspace.trim();
     workspace.classes.resize(features_.num_rows);
-    const int32_t* classes = workspace.classes.data();
     if (!read_classes(0, features_.num_rows, workspace.classes.data())) return false;
     SortedRows& sorted = workspace.sorted;
     sorted.reserve(features_.num_rows, state_.num_classes);
-    sorted.sort(classes, row_at(0), row_stride_, features_.num_rows);
+    sorted.sort(workspace.classes.data(), row_at(0), row_stride_, features_.num_rows);
     const int64_t num_runs = static_cast<int64_t>(sorted.runs.size());
     std::vector<double>& growth = workspace.growth;
     growth.resize(num_runs * num_tiles_);

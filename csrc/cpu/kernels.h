@@ -20,9 +20,6 @@ struct RunOfRows {
   int64_t num_columns;      // of the tile, <= kTileColumns
 };
 
-// Bytes by which arrays that are visited together are moved apart modulo 4096.
-constexpr int64_t kAliasPadding = 1344;
-
 struct Kernels {
   // Merges the run into (n, mean[num_columns]) chunk by chunk and returns the growth of the sum of
   // squares. staging: kChunkRows x num_columns elements, read only where column_stride != 1.
