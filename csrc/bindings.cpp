@@ -6,6 +6,7 @@
 #include "class_moments.h"
 #include "cpu/simd.h"
 #include "shift_rows.h"
+#include "squared_distances.h"
 
 namespace py = pybind11;
 using namespace deeprep;
@@ -52,6 +53,13 @@ void bound_shift_rows(uintptr_t features, FeatureType feature_type, int64_t num_
              pointer<void>(out), num_threads);
 }
 
+void bound_squared_distances(uintptr_t means, uintptr_t center, uintptr_t out, int64_t num_classes,
+                             int64_t num_columns, int num_threads) {
+  const py::gil_scoped_release unlocked;
+  squared_distances(pointer<const double>(means), pointer<const double>(center),
+                    pointer<double>(out), num_classes, num_columns, num_threads);
+}
+
 void bound_set_simd_level(const std::string& name) {
   if (set_simd_level(name)) return;
   std::string names;
@@ -77,6 +85,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("cuda") = false;
   m.def("class_moments", &bound_class_moments);
   m.def("shift_rows", &bound_shift_rows);
+  m.def("squared_distances", &bound_squared_distances);
   m.def("simd_level", &simd_level);
   m.def("available_simd_levels", &available_simd_levels);
   m.def("set_simd_level", &bound_set_simd_level);

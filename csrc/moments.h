@@ -10,10 +10,10 @@
 //     mean = p + t / m,       M2 = q - t^2 / m
 //
 // Because p is one of the m rows, M2 >= q / m: the subtraction loses at most a factor m, whatever
-// the data. Where it would lose more than a factor 8 in float32 (the pivot is an outlier) the chunk
-// is summed once more in double, so M2 is good to a few 1e-7, and to 1e-5 in the worst case. Chunks
-// are merged by the update of Chan, Golub, LeVeque (1979): every term is >= 0, nothing cancels
-// again.
+// the data. Where it would lose more than a factor 8 in float32 (the pivot is an outlier) those
+// columns are summed once more in double, so M2 is good to a few 1e-7, and to 1e-5 in the worst
+// case. Chunks are merged by the update of Chan, Golub, LeVeque (1979): every term is >= 0, nothing
+// cancels again.
 //
 // Every function is `static`: each instruction set's translation unit keeps its own copy, so the
 // linker can never hand AVX-512 code to a machine without it.
@@ -31,13 +31,23 @@ namespace deeprep {
 
 constexpr int64_t kChunkRows = 64;
 
-// Columns are summed in kLanes interleaved partial sums (lane = column mod kLanes), folded by
-// fold_lanes: the one order of summation that every vector width can follow exactly.
+// Sums over columns follow trees that every vector width, and a warp, can follow exactly. Octet o
+// holds columns 8 o to 8 o + 7. Neighbouring octets are added pair by pair, the eight columns each
+// on their own, as if the tile were padded with zeros; fold_lanes then adds the eight.
 constexpr int kLanes = 8;
 
-// A column tile is what one pass over a chunk holds in the first-level cache; the lanes of every
-// tile are folded on their own, so the tile width is part of the definition of the result.
+// A column tile is what one pass over a chunk holds in the first-level cache; every tile is summed
+// on its own, so the tile width is part of the definition of the result.
 constexpr int64_t kTileColumns = 1024;
+
+// Whether float32 sums can be trusted is decided for so many columns of a chunk at a time, by trees
+// over their kCheckLanes interleaved columns. A warp holds so many columns of float32.
+constexpr int64_t kCheckColumns = 128;
+constexpr int kCheckLanes = 16;
+
+// Chunks of a class join into a segment until it holds so many rows: what one worker sums alone
+// however uneven the classes are.
+constexpr int64_t kSegmentRows = 1024;
 
 // Value is double, or a vector of doubles.
 template <typename Value>
@@ -63,6 +73,17 @@ DEEPREP_HOST_DEVICE static inline MergeWeights merge_weights(int64_t n, int64_t 
   const double total = static_cast<double>(n) + static_cast<double>(m);
   const double mean_weight = static_cast<double>(m) / total;
   return {mean_weight, static_cast<double>(n) * mean_weight};
+}
+
+// Whether kCheckColumns of a chunk must be summed again in double, from q = sum_j q_j and
+// t2 = sum_j t_j^2 in float32:
+// - the pivot is an outlier: of q, less than an eighth is left after the subtraction t^2 / m, and
+//   the rounding of q would be magnified by more than 8;
+// - squares overflow (deviations above 1.8e19), or are so small that their lost bits count:
+//   Q < 2^-80 is far above 2^24 * 8 * kChunkRows * kCheckColumns * 2^-126. Constant columns too.
+DEEPREP_HOST_DEVICE static inline bool cannot_trust(float q, float t2, int64_t num_rows) {
+  const float m2 = q - t2 / static_cast<float>(num_rows);
+  return !(m2 >= 0.125f * q && q >= 0x1p-80f && q <= 0x1.fffffep127f);
 }
 
 DEEPREP_HOST_DEVICE static inline double fold_lanes(const double* lanes) {

@@ -1,5 +1,5 @@
-// The chunk kernel: sums up to kChunkRows rows of one class on one tile and merges them into the
-// class's moments. Part of kernels.inl, compiled once per instruction set.
+// The chunk kernel: sums up to kChunkRows rows of one class on one tile. Part of kernels.inl,
+// compiled once per instruction set.
 //
 // Algorithm: pivoted chunks, see moments.h. Per column the order of additions is fixed (rows join
 // in groups of up to eight, pair by pair, and groups one after the other) and no operation is
@@ -39,7 +39,8 @@ struct ChunkSums {
 
 // Rows are visited in class order, which no hardware prefetcher can guess: while a group of rows is
 // summed, the same columns of the rows kRowsAhead later are asked for, into the second-level cache.
-// Asking for whole rows before the loop over columns instead made rows of 1 KiB 1.45 x slower.
+// Tried and slower: asking for whole rows before the loop over columns, 1.45 x for rows of 1 KiB;
+// asking for every other line, in case the hardware fetches pairs, 1.05 to 1.5 x.
 
 // One chunk on one tile: pointers to the first column of the tile of num_rows rows, and, kRowsAhead
 // places behind each, of a row that comes next. Unit column stride.
@@ -127,59 +128,70 @@ void sum_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator>& sums) {
   if (i < chunk.num_rows) add_group<1>(chunk, i, sums);
 }
 
-// Whether float32 sums cannot be trusted, so that the chunk is summed again in double:
-// - the pivot is an outlier: of q, less than an eighth is left after the subtraction t^2 / m, and
-//   the rounding of q would be magnified by more than 8;
-// - squares overflow (deviations above 1.8e19), or are so small that their lost bits count:
-//   Q < 2^-80 is where 2^-24 Q / 8 meets kChunkRows * kTileColumns * 2^-126. Constant tiles too.
-// The sums run in kCheckLanes interleaved lanes of float, an order every vector width can follow.
-constexpr int kCheckLanes = 16;
+template <int kWidth>
+struct FloatsOf {
+  typedef float type __attribute__((vector_size(kWidth * sizeof(float))));
+};
+template <int kWidth>
+using Floats = typename FloatsOf<kWidth>::type;
 
-inline bool needs_double(const SumsView<float>& sums, int64_t num_rows, int64_t num_columns) {
-  float q[kCheckLanes] = {};
-  float t2[kCheckLanes] = {};
-  int64_t j = 0;
-  {
-    constexpr int kVectors = kCheckLanes / kFloats;
-    FloatVector qs[kVectors] = {};
-    FloatVector t2s[kVectors] = {};
-    for (; j + kCheckLanes <= num_columns; j += kCheckLanes) {
+// Sum of value(t or q) over up to kCheckColumns columns: columns kCheckLanes apart pair by pair, as
+// if padded with zeros, then the lanes.
+template <typename Value>
+inline float check_sum(const float* from, int64_t num_columns, Value&& value) {
+  constexpr int kVectors = kCheckLanes / kFloats;
+  constexpr int kHexadecets = kCheckColumns / kCheckLanes;
+  const int64_t full = num_columns / kCheckLanes;
+  float rest[kCheckLanes] = {};
+  for (int64_t j = full * kCheckLanes; j < num_columns; ++j) rest[j % kCheckLanes] = from[j];
+  FloatVector lanes[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const FloatVector t = load<FloatVector>(sums.t + j + v * kFloats);
-        qs[v] += load<FloatVector>(sums.q + j + v * kFloats);
-        t2s[v] += t * t;
-      }
+  for (int v = 0; v < kVectors; ++v) {
+    FloatVector sum[kHexadecets];
+#pragma GCC unroll 8
+    for (int h = 0; h < kHexadecets; ++h) {
+      const float* hexadecet = h == full ? rest : from + h * kCheckLanes;
+      sum[h] = h > full ? FloatVector{} : value(load<FloatVector>(hexadecet + v * kFloats));
     }
-    __builtin_memcpy(q, qs, sizeof q);
-    __builtin_memcpy(t2, t2s, sizeof t2);
-  }
-  for (int u = 0; j + u < num_columns; ++u) {
-    q[u] += sums.q[j + u];
-    t2[u] += sums.t[j + u] * sums.t[j + u];
-  }
-  for (int half = kCheckLanes / 2; half > 0; half /= 2) {
-    for (int u = 0; u < half; ++u) {
-      q[u] += q[u + half];
-      t2[u] += t2[u + half];
+#pragma GCC unroll 3
+    for (int step = 1; step < kHexadecets; step *= 2) {
+#pragma GCC unroll 8
+      for (int h = 0; h < kHexadecets; h += 2 * step) sum[h] += sum[h + step];
     }
+    lanes[v] = sum[0];
   }
-  const float m2 = q[0] - t2[0] / static_cast<float>(num_rows);
-  return !(m2 >= 0.125f * q[0] && q[0] >= 0x1p-80f && q[0] <= 0x1.fffffep127f);
+  float fold[kCheckLanes];
+  __builtin_memcpy(fold, lanes, sizeof fold);
+  store(fold, load<Floats<8>>(fold) + load<Floats<8>>(fold + 8));
+  store(fold, load<Floats<4>>(fold) + load<Floats<4>>(fold + 4));
+  store(fold, load<Floats<2>>(fold) + load<Floats<2>>(fold + 2));
+  return fold[0] + fold[1];
 }
-inline bool needs_double(const SumsView<double>&, int64_t, int64_t) { return false; }
 
-// The rare second look: plain and in row order.
+// Whether the sums of up to kCheckColumns columns must be redone in double, see moments.h.
+inline bool needs_double(const float* t, const float* q, int64_t num_columns, int64_t num_rows) {
+  const auto same = [](FloatVector value) { return value; };
+  const auto squared = [](FloatVector value) { return value * value; };
+  if (num_columns == kCheckColumns) {
+    return cannot_trust(check_sum(q, kCheckColumns, same), check_sum(t, kCheckColumns, squared),
+                        num_rows);
+  }
+  return cannot_trust(check_sum(q, num_columns, same), check_sum(t, num_columns, squared),
+                      num_rows);
+}
+
+// The rare second look at some columns of a chunk: plain and in row order.
 template <typename T>
-void sum_chunk_in_double(const ChunkRows<T>& chunk, const SumsView<double>& sums) {
-  for (int64_t j = 0; j < chunk.num_columns; ++j) {
+void sum_chunk_in_double(const ChunkRows<T>& chunk, int64_t begin, int64_t end,
+                         const SumsView<double>& sums) {
+  for (int64_t j = begin; j < end; ++j) {
     sums.pivot[j] = static_cast<double>(widen(chunk.row(0)[j]));
     sums.t[j] = 0;
     sums.q[j] = 0;
   }
   for (int64_t i = 0; i < chunk.num_rows; ++i) {
     const T* row = chunk.row(i);
-    for (int64_t j = 0; j < chunk.num_columns; ++j) {
+    for (int64_t j = begin; j < end; ++j) {
       const double d = static_cast<double>(widen(row[j])) - sums.pivot[j];
       sums.t[j] += d;
       sums.q[j] += d * d;
@@ -187,73 +199,34 @@ void sum_chunk_in_double(const ChunkRows<T>& chunk, const SumsView<double>& sums
   }
 }
 
-// ---------------------------------------------------------------- merging
-
-// Columns of a finished chunk merged into (n, mean); Value is double or DoubleVector, `growth` the
-// growth of the sum of squares.
-template <bool kFirst, typename Value>
-inline void merge_columns(Value pivot, Value t, Value q, double inverse_rows,
-                          const MergeWeights& weights, Value& mean, Value& growth) {
-  const Value of_chunk = chunk_mean(pivot, t, inverse_rows);
-  const Value m2 = chunk_sumsq(q, t, inverse_rows);
-  if (kFirst) {
-    mean = of_chunk;
-    growth += m2;
-  } else {
-    const Value delta = of_chunk - mean;
-    mean += delta * weights.mean_weight;
-    growth += m2 + delta * delta * weights.sumsq_weight;
-  }
-}
-
-template <bool kFirst, typename Accumulator>
-void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
-                 double* mean, double* lanes) {
-  constexpr int kVectors = kLanes / kDoubles;
-  const double inverse_rows = 1.0 / static_cast<double>(m);
-  const MergeWeights weights = merge_weights(n, m);
-  DoubleVector growth[kVectors];
-  __builtin_memcpy(growth, lanes, sizeof growth);
-  int64_t j = 0;
-  for (; j + kLanes <= num_columns; j += kLanes) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t column = j + v * kDoubles;
-      auto mean_vector = load<DoubleVector>(mean + column);
-      merge_columns<kFirst>(load_doubles(sums.pivot + column), load_doubles(sums.t + column),
-                            load_doubles(sums.q + column), inverse_rows, weights, mean_vector,
-                            growth[v]);
-      store(mean + column, mean_vector);
+// The sums of a chunk with those columns redone that need it, from column `begin`, the first such,
+// on; the rest is widened.
+template <typename T>
+void redo_in_double(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t begin,
+                    const SumsView<double>& precise) {
+  for (int64_t j = 0; j < chunk.num_columns; j += kCheckColumns) {
+    const int64_t left = chunk.num_columns - j;
+    const int64_t width = left < kCheckColumns ? left : kCheckColumns;
+    if (j >= begin && needs_double(sums.t + j, sums.q + j, width, chunk.num_rows)) {
+      sum_chunk_in_double(chunk, j, j + width, precise);
+    } else {
+      for (int64_t u = j; u < j + width; ++u) {
+        precise.pivot[u] = sums.pivot[u];
+        precise.t[u] = sums.t[u];
+        precise.q[u] = sums.q[u];
+      }
     }
   }
-  __builtin_memcpy(lanes, growth, sizeof growth);
-  for (int u = 0; j + u < num_columns; ++u) {
-    merge_columns<kFirst, double>(sums.pivot[j + u], sums.t[j + u], sums.q[j + u], inverse_rows,
-                                  weights, mean[j + u], lanes[u]);
-  }
 }
 
-template <typename Accumulator>
-void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
-                 double* mean, double* lanes) {
-  if (n == 0) {
-    merge_chunk<true>(sums, m, n, num_columns, mean, lanes);
-  } else {
-    merge_chunk<false>(sums, m, n, num_columns, mean, lanes);
+// First column of the first kCheckColumns that need double; num_columns where none does.
+inline int64_t find_untrusted(const SumsView<float>& sums, int64_t num_rows, int64_t num_columns) {
+  for (int64_t j = 0; num_rows > 1 && j < num_columns; j += kCheckColumns) {
+    const int64_t left = num_columns - j;
+    const int64_t width = left < kCheckColumns ? left : kCheckColumns;
+    if (needs_double(sums.t + j, sums.q + j, width, num_rows)) return j;
   }
-}
-
-// Merges the finished sums of a chunk, or new ones where these cannot be trusted.
-template <typename T, typename Accumulator>
-void check_and_merge_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator>& sums, int64_t n,
-                           double* mean, double* lanes) {
-  if (chunk.num_rows > 1 && needs_double(sums, chunk.num_rows, chunk.num_columns)) {
-    ChunkSums<double> precise;
-    sum_chunk_in_double(chunk, precise.view());
-    merge_chunk(precise.view(), chunk.num_rows, n, chunk.num_columns, mean, lanes);
-  } else {
-    merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, lanes);
-  }
+  return num_columns;
 }
 
 }  // namespace

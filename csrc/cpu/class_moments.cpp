@@ -1,14 +1,6 @@
-// class_moments on the CPU: how rows are ordered, split and shared among threads.
+// class_moments on the CPU: who does what. plan.h says what is computed, and in which order.
 //
-// The order of operations that defines the result (a function of N, d, K, the element type and the
-// labels alone):
-//   1. Rows are cut into at most kMaxGroups groups of consecutive rows, groups into blocks.
-//   2. Within a block, each class's rows, in input order, form chunks of kChunkRows (moments.h);
-//      chunks merge one after the other into the group's own moments, tile by tile of columns.
-//   3. Groups merge into the running state in order.
-// With few rows per class there is a single group, and its chunks merge straight into the state.
-//
-// Parallel axis: groups where there are several; (classes, column tile) where there is one.
+// Parallel axis: groups where there are several; (segments, column tile) where there is one.
 //
 // Rows are visited in class order, so that a class's accumulators stay in the first-level cache: a
 // stable counting sort of a block's labels, then class by class. They are then scattered reads,
@@ -29,34 +21,13 @@
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/sorted_rows.h"
+#include "plan.h"
 
 namespace deeprep {
 namespace {
 
-constexpr int64_t kMaxGroups = 64;
-constexpr int64_t kGroupRowsPerClass = 256;  // a group must outweigh its moments, K x d
-constexpr int64_t kBlockRowsPerClass = 32;  // a block must outweigh closing the chunks of K classes
-constexpr int64_t kBlockBytes = 128 * 1024;
 // Below, starting a thread costs more than it saves.
 constexpr int64_t kParallelBytes = 2 * 1024 * 1024;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Plan {
-  int64_t num_groups;
-  int64_t group_rows;  // a multiple of block_rows
-  int64_t block_rows;
-};
-
-Plan make_plan(const Features& features, int64_t num_classes) {
-  const int64_t rows = features.num_rows;
-  const int64_t row_bytes = features.num_columns * size_of(features.type);
-  const int64_t block = std::max(kBlockRowsPerClass * num_classes, kBlockBytes / row_bytes);
-  const int64_t least = std::max(kGroupRowsPerClass * num_classes, block);
-  if (rows < 2 * least) return {1, rows, rows};
-  const int64_t group = ceil_div(std::max(least, ceil_div(rows, kMaxGroups)), block) * block;
-  return {ceil_div(rows, group), group, block};
-}
 
 // Row of the first label that is neither a class nor ignore_index; there is one.
 int64_t find_invalid_label(const Labels& labels, int64_t num_classes) {
@@ -72,29 +43,60 @@ int64_t label_at(const Labels& labels, int64_t row) {
                       [&](const auto* values) -> int64_t { return values[row]; });
 }
 
-// What one thread needs to process blocks of rows; allocated before anything is written.
+// Rows of one class in class order, of one segment.
+struct Segment {
+  int64_t class_index;
+  int64_t begin;  // positions in SortedRows
+  int64_t end;
+  double* means;  // d wide, where the segment waits to be merged; null: merge it at once
+};
+
+// Segments of one class: where its rows hold several, these are formed side by side.
+struct SegmentedRun {
+  int64_t first;  // positions in the list of segments
+  int64_t last;
+};
+
+// Scratch of one thread while it processes blocks of rows; allocated before anything is written.
 struct Worker {
   std::vector<int32_t> classes;  // of a block's rows, -1 where ignored
   SortedRows sorted;
   std::vector<unsigned char> staging;  // column_stride != 1
+  std::vector<double> mean;            // one tile of a segment that is merged at once
 };
 
-// Scratch of the calling thread, kept from call to call: a training loop that updates once a batch
-// allocates nothing after the first. Large ones are given back.
+// Scratch of the calling thread for a batch in one group, kept from call to call: a training loop
+// that updates once a batch allocates nothing after the first. Large ones are given back.
 struct Workspace {
-  std::vector<int32_t> classes;
-  SortedRows sorted;
-  std::vector<int64_t> batches;
-  std::vector<double> growth;
+  Worker caller;
+  std::vector<SegmentedRun> runs;  // beside caller.sorted.runs
+  std::vector<Segment> segments;
+  std::vector<int64_t> batches;  // positions in `segments`
+  std::vector<double> growth;    // of the sum of squares, x tiles
+  std::vector<double> means;     // of segments that wait
 
   static Workspace& of_this_thread() {
     static thread_local Workspace workspace;
     return workspace;
   }
   void trim() {
-    constexpr size_t kKeptRows = 1 << 16;
-    if (classes.capacity() > kKeptRows || growth.capacity() > kKeptRows) *this = Workspace();
+    constexpr size_t kKept = 1 << 16;
+    if (std::max({caller.classes.capacity(), growth.capacity(), means.capacity()}) > kKept) {
+      *this = Workspace();
+    }
   }
+};
+
+// The segments of one group of rows, of every class; allocated before anything is written.
+struct Group {
+  std::vector<int64_t> open;   // slot of each class's open segment, -1: none
+  std::vector<int64_t> first;  // slot of each class's first segment, -1: none
+  // By slot:
+  std::vector<int64_t> next;  // the class's next segment, -1: none
+  std::vector<int64_t> counts;
+  std::vector<double> sumsq;        // x tiles
+  std::unique_ptr<double[]> means;  // x d; not initialised, a segment's first chunk overwrites it
+  int64_t num_slots = 0;
 };
 
 class Pass {
@@ -105,8 +107,8 @@ class Pass {
         state_(state),
         row_stride_(features.row_stride * size_of(features.type)),
         kernels_(active_kernels()),
-        plan_(make_plan(features, state.num_classes)),
-        num_tiles_(ceil_div(features.num_columns, kTileColumns)) {
+        plan_(
+            make_plan(features.num_rows, features.num_columns, features.type, state.num_classes)) {
     const double bytes = static_cast<double>(features.num_rows) *
                          static_cast<double>(features.num_columns * size_of(features.type));
     num_workers_ = bytes < kParallelBytes ? 1 : std::max(1, num_threads);
@@ -114,16 +116,20 @@ class Pass {
 
   // False where a label is invalid; nothing is written then. May throw std::bad_alloc, likewise.
   bool run() {
-    workers_.resize(num_workers_);
-    for (Worker& worker : workers_) {
+    workspace_.trim();
+    more_workers_.resize(num_workers_ - 1);
+    for (int w = 0; w < num_workers_; ++w) {
+      worker(w).mean.resize(kTileColumns);
       if (features_.column_stride != 1) {
-        worker.staging.resize(kChunkRows * kTileColumns * size_of(features_.type));
+        worker(w).staging.resize(kChunkRows * kTileColumns * size_of(features_.type));
       }
     }
     return plan_.num_groups == 1 ? run_single_group() : run_groups();
   }
 
  private:
+  Worker& worker(int w) { return w == 0 ? workspace_.caller : more_workers_[w - 1]; }
+
   const char* row_at(int64_t row) const {
     return static_cast<const char*>(features_.data) + row * row_stride_;
   }
@@ -140,117 +146,211 @@ class Pass {
     });
   }
 
-  // Merges one class's rows on one tile into (n, means of that class).
-  double merge_tile(const SortedRows& sorted, const Run& run, int64_t tile, int64_t n,
-                    double* class_mean, Worker& worker) {
-    const RunOfRows rows = {sorted.rows.data() + run.begin, run.end - run.begin,
-                            features_.column_stride, tile * kTileColumns, tile_columns(tile)};
-    return kernels_.merge_run[static_cast<int>(features_.type)](
-        rows, n, class_mean + tile * kTileColumns, worker.staging.data());
+  // Merges sorted rows [begin, end) of one class on one tile into (n, mean of that tile).
+  double merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile, int64_t n,
+                    double* mean, Worker& worker, bool apart = false) const {
+    const RunOfRows rows = {sorted.rows.data() + begin, end - begin, features_.column_stride,
+                            tile * kTileColumns, tile_columns(tile)};
+    return kernels_.merge_run[static_cast<int>(features_.type)](rows, n, mean, apart,
+                                                                worker.staging.data());
   }
+
+  double* state_mean(int64_t k, int64_t tile) const {
+    return state_.means + k * features_.num_columns + tile * kTileColumns;
+  }
+
+  // ---------------------------------------------------------------- one group
 
   bool run_single_group() {
-    Workspace& workspace = Workspace::of_this_thread();
-    workspace.trim();
-    workspace.classes.resize(features_.num_rows);
-    if (!read_classes(0, features_.num_rows, workspace.classes.data())) return false;
-    SortedRows& sorted = workspace.sorted;
+    std::vector<int32_t>& classes = workspace_.caller.classes;
+    SortedRows& sorted = workspace_.caller.sorted;
+    classes.resize(features_.num_rows);
+    if (!read_classes(0, features_.num_rows, classes.data())) return false;
     sorted.reserve(features_.num_rows, state_.num_classes);
-    sorted.sort(workspace.classes.data(), row_at(0), row_stride_, features_.num_rows);
-    const int64_t num_runs = static_cast<int64_t>(sorted.runs.size());
-    std::vector<double>& growth = workspace.growth;
-    growth.resize(num_runs * num_tiles_);
+    sorted.sort(classes.data(), row_at(0), row_stride_, features_.num_rows);
+    cut_segments();
 
-    // Neighbouring classes share a work item until it holds enough rows to be worth handing out.
-    std::vector<int64_t>& batches = workspace.batches;
-    batches.assign(1, 0);
-    const int64_t enough_rows = std::max<int64_t>(kChunkRows, features_.num_rows / 256);
-    for (int64_t r = 0; r < num_runs; ++r) {
-      const bool last = r + 1 == num_runs;
-      if (last || sorted.runs[r].end - sorted.runs[batches.back()].begin >= enough_rows) {
-        batches.push_back(r + 1);
-      }
-    }
-    const int64_t num_batches = static_cast<int64_t>(batches.size()) - 1;
-    parallel_for(num_batches * num_tiles_, num_workers_, [&](int64_t item, int worker) {
-      const int64_t tile = item % num_tiles_;
-      const int64_t batch = item / num_tiles_;
-      for (int64_t r = batches[batch]; r < batches[batch + 1]; ++r) {
-        const Run& run = sorted.runs[r];
-        growth[r * num_tiles_ + tile] =
-            merge_tile(sorted, run, tile, state_.counts[run.class_index],
-                       state_.means + run.class_index * features_.num_columns, workers_[worker]);
+    const int64_t tiles = plan_.num_tiles;
+    const std::vector<Segment>& segments = workspace_.segments;
+    workspace_.growth.resize(segments.size() * tiles);
+    double* growth = workspace_.growth.data();
+    const int64_t num_batches = static_cast<int64_t>(workspace_.batches.size()) - 1;
+    parallel_for(num_batches * tiles, num_workers_, [&](int64_t item, int w) {
+      const int64_t tile = item % tiles;
+      const int64_t batch = item / tiles;
+      for (int64_t s = workspace_.batches[batch]; s < workspace_.batches[batch + 1]; ++s) {
+        growth[s * tiles + tile] = sum_segment(sorted, segments[s], tile, worker(w));
       }
     });
-    for (int64_t r = 0; r < num_runs; ++r) {
-      const Run& run = sorted.runs[r];
-      state_.counts[run.class_index] += run.end - run.begin;
-      for (int64_t tile = 0; tile < num_tiles_; ++tile) {
-        state_.sumsq[run.class_index] += growth[r * num_tiles_ + tile];
+    const int64_t num_runs = static_cast<int64_t>(workspace_.runs.size());
+    if (!workspace_.means.empty()) {
+      parallel_for(num_runs * tiles, num_workers_, [&](int64_t item, int) {
+        merge_waiting(workspace_.runs[item / tiles], item % tiles);
+      });
+    }
+    for (const SegmentedRun& run : workspace_.runs) {
+      const int64_t k = segments[run.first].class_index;
+      state_.counts[k] += segments[run.last - 1].end - segments[run.first].begin;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        double total = 0;
+        for (int64_t s = run.first; s < run.last; ++s) total += growth[s * tiles + tile];
+        state_.sumsq[k] += total;
       }
     }
     return true;
   }
 
-  // The moments of every group, K slots each.
-  struct Groups {
-    std::vector<int64_t> counts;
-    std::vector<double> sumsq;
-    std::unique_ptr<double[]> means;  // not initialised: a class's first chunk overwrites its mean
-  };
+  // Lists the segments, and cuts the list into batches of enough rows to be worth handing out.
+  void cut_segments() {
+    const int64_t enough_rows = std::max<int64_t>(kChunkRows, features_.num_rows / 256);
+    workspace_.runs.clear();
+    workspace_.segments.clear();
+    workspace_.batches.assign(1, 0);
+    int64_t num_waiting = 0;
+    int64_t batch_begin = 0;
+    for (const Run& run : workspace_.caller.sorted.runs) {
+      const int64_t first = static_cast<int64_t>(workspace_.segments.size());
+      for (int64_t begin = run.begin; begin < run.end;) {
+        const int64_t end = begin + rows_for_segment(0, run.end - begin);
+        workspace_.segments.push_back({run.class_index, begin, end, nullptr});
+        begin = end;
+        if (end - batch_begin >= enough_rows) {
+          workspace_.batches.push_back(static_cast<int64_t>(workspace_.segments.size()));
+          batch_begin = end;
+        }
+      }
+      const int64_t last = static_cast<int64_t>(workspace_.segments.size());
+      workspace_.runs.push_back({first, last});
+      if (last - first > 1) num_waiting += last - first;
+    }
+    const int64_t num_segments = static_cast<int64_t>(workspace_.segments.size());
+    if (workspace_.batches.back() < num_segments) workspace_.batches.push_back(num_segments);
+
+    workspace_.means.resize(num_waiting * features_.num_columns);
+    double* means = workspace_.means.data();
+    for (const SegmentedRun& run : workspace_.runs) {
+      for (int64_t s = run.first; run.last - run.first > 1 && s < run.last; ++s) {
+        workspace_.segments[s].means = means;
+        means += features_.num_columns;
+      }
+    }
+  }
+
+  // Forms one tile of a segment, and merges it into the state if it need not wait; returns the
+  // growth of the sum of squares.
+  double sum_segment(const SortedRows& sorted, const Segment& segment, int64_t tile,
+                     Worker& worker) const {
+    const auto merge = [&](int64_t n, double* mean, bool apart) {
+      return merge_rows(sorted, segment.begin, segment.end, tile, n, mean, worker, apart);
+    };
+    if (segment.means != nullptr) return merge(0, segment.means + tile * kTileColumns, false);
+    const int64_t n = state_.counts[segment.class_index];
+    const int64_t rows = segment.end - segment.begin;
+    double* mean = state_mean(segment.class_index, tile);
+    if (n == 0 || rows <= kChunkRows) return merge(n, mean, true);
+    const double within = merge(0, worker.mean.data(), false);
+    return within + kernels_.merge_means(worker.mean.data(), rows, n, mean, tile_columns(tile));
+  }
+
+  // Merges one tile of a class's waiting segments, in order.
+  void merge_waiting(const SegmentedRun& run, int64_t tile) {
+    const int64_t k = workspace_.segments[run.first].class_index;
+    int64_t n = state_.counts[k];
+    for (int64_t s = run.first; s < run.last; ++s) {
+      const Segment& segment = workspace_.segments[s];
+      if (segment.means == nullptr) return;
+      const int64_t rows = segment.end - segment.begin;
+      workspace_.growth[s * plan_.num_tiles + tile] += kernels_.merge_means(
+          segment.means + tile * kTileColumns, rows, n, state_mean(k, tile), tile_columns(tile));
+      n += rows;
+    }
+  }
+
+  // ---------------------------------------------------------------- several groups
 
   bool run_groups() {
-    const int64_t num_classes = state_.num_classes;
-    const int64_t slots = plan_.num_groups * num_classes;
-    Groups groups = {std::vector<int64_t>(slots), std::vector<double>(slots),
-                     std::unique_ptr<double[]>(new double[slots * features_.num_columns])};
-    for (Worker& worker : workers_) {
-      worker.classes.resize(plan_.block_rows);
-      worker.sorted.reserve(plan_.block_rows, num_classes);
+    std::vector<Group> groups(plan_.num_groups);
+    for (Group& group : groups) allocate(group);
+    for (int w = 0; w < num_workers_; ++w) {
+      worker(w).classes.resize(plan_.block_rows);
+      worker(w).sorted.reserve(plan_.block_rows, state_.num_classes);
     }
     std::atomic<bool> valid{true};
-    parallel_for(plan_.num_groups, num_workers_, [&](int64_t group, int worker) {
+    parallel_for(plan_.num_groups, num_workers_, [&](int64_t group, int w) {
       const int64_t begin = group * plan_.group_rows;
       const int64_t end = std::min(begin + plan_.group_rows, features_.num_rows);
-      if (!run_group(groups, group, begin, end, workers_[worker])) valid = false;
+      if (!run_group(groups[group], begin, end, worker(w))) valid = false;
     });
     if (!valid) return false;
-    parallel_for(num_classes, num_workers_, [&](int64_t k, int) { merge_groups(groups, k); });
+    parallel_for(state_.num_classes, num_workers_,
+                 [&](int64_t k, int) { merge_groups(groups, k); });
     return true;
   }
 
-  bool run_group(Groups& groups, int64_t group, int64_t begin, int64_t end, Worker& worker) {
+  void allocate(Group& group) const {
+    // A class's segments but the last hold kSegmentRows or more.
+    const int64_t slots = state_.num_classes + plan_.group_rows / kSegmentRows;
+    group.open.assign(state_.num_classes, -1);
+    group.first.assign(state_.num_classes, -1);
+    group.next.assign(slots, -1);
+    group.counts.assign(slots, 0);
+    group.sumsq.assign(slots * plan_.num_tiles, 0.0);
+    group.means.reset(new double[slots * features_.num_columns]);
+  }
+
+  bool run_group(Group& group, int64_t begin, int64_t end, Worker& worker) const {
     for (int64_t row = begin; row < end; row += plan_.block_rows) {
       const int64_t num_rows = std::min(plan_.block_rows, end - row);
       if (!read_classes(row, num_rows, worker.classes.data())) return false;
       worker.sorted.sort(worker.classes.data(), row_at(row), row_stride_, num_rows);
-      for (const Run& run : worker.sorted.runs) {
-        const int64_t slot = group * state_.num_classes + run.class_index;
-        for (int64_t tile = 0; tile < num_tiles_; ++tile) {
-          groups.sumsq[slot] +=
-              merge_tile(worker.sorted, run, tile, groups.counts[slot],
-                         groups.means.get() + slot * features_.num_columns, worker);
-        }
-        groups.counts[slot] += run.end - run.begin;
-      }
+      for (const Run& run : worker.sorted.runs) add_run(group, run, worker);
     }
     return true;
   }
 
-  void merge_groups(const Groups& groups, int64_t k) {
-    const int64_t columns = features_.num_columns;
-    for (int64_t group = 0; group < plan_.num_groups; ++group) {
-      const int64_t slot = group * state_.num_classes + k;
-      if (groups.counts[slot] == 0) continue;
-      state_.sumsq[k] += groups.sumsq[slot];
-      for (int64_t tile = 0; tile < num_tiles_; ++tile) {
-        const int64_t column = tile * kTileColumns;
-        state_.sumsq[k] += kernels_.merge_means(
-            groups.means.get() + slot * columns + column, groups.counts[slot], state_.counts[k],
-            state_.means + k * columns + column, tile_columns(tile));
+  // Adds one class's rows in a block to the class's open segment, and to new ones.
+  void add_run(Group& group, const Run& run, Worker& worker) const {
+    for (int64_t begin = run.begin; begin < run.end;) {
+      const int64_t slot = open_segment(group, run.class_index);
+      int64_t& count = group.counts[slot];
+      const int64_t end = begin + rows_for_segment(count, run.end - begin);
+      for (int64_t tile = 0; tile < plan_.num_tiles; ++tile) {
+        double* mean = group.means.get() + slot * features_.num_columns + tile * kTileColumns;
+        group.sumsq[slot * plan_.num_tiles + tile] +=
+            merge_rows(worker.sorted, begin, end, tile, count, mean, worker);
       }
-      state_.counts[k] += groups.counts[slot];
+      count += end - begin;
+      begin = end;
     }
+  }
+
+  static int64_t open_segment(Group& group, int64_t k) {
+    const int64_t open = group.open[k];
+    if (open >= 0 && group.counts[open] < kSegmentRows) return open;
+    const int64_t slot = group.num_slots++;
+    (open >= 0 ? group.next[open] : group.first[k]) = slot;
+    group.open[k] = slot;
+    return slot;
+  }
+
+  void merge_groups(const std::vector<Group>& groups, int64_t k) const {
+    int64_t n = 0;
+    for (int64_t tile = 0; tile < plan_.num_tiles; ++tile) {
+      n = state_.counts[k];
+      double total = 0;
+      for (const Group& group : groups) {
+        for (int64_t slot = group.first[k]; slot >= 0; slot = group.next[slot]) {
+          const double* mean =
+              group.means.get() + slot * features_.num_columns + tile * kTileColumns;
+          total += group.sumsq[slot * plan_.num_tiles + tile] +
+                   kernels_.merge_means(mean, group.counts[slot], n, state_mean(k, tile),
+                                        tile_columns(tile));
+          n += group.counts[slot];
+        }
+      }
+      state_.sumsq[k] += total;
+    }
+    state_.counts[k] = n;
   }
 
   const Features& features_;
@@ -259,9 +359,9 @@ class Pass {
   const int64_t row_stride_;  // in bytes
   const Kernels& kernels_;
   const Plan plan_;
-  const int64_t num_tiles_;
   int num_workers_;
-  std::vector<Worker> workers_;
+  Workspace& workspace_ = Workspace::of_this_thread();
+  std::vector<Worker> more_workers_;  // the caller is the first
 };
 
 }  // namespace

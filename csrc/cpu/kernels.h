@@ -22,14 +22,19 @@ struct RunOfRows {
 
 struct Kernels {
   // Merges the run into (n, mean[num_columns]) chunk by chunk and returns the growth of the sum of
-  // squares. staging: kChunkRows x num_columns elements, read only where column_stride != 1.
-  using MergeRun = double (*)(const RunOfRows& run, int64_t n, double* mean, void* staging);
+  // squares. apart: the run is a segment of one chunk, merged as if its moments were formed first.
+  // staging: kChunkRows x num_columns elements, read only where column_stride != 1.
+  using MergeRun = double (*)(const RunOfRows& run, int64_t n, double* mean, bool apart,
+                              void* staging);
   MergeRun merge_run[kNumFeatureTypes];  // indexed by FeatureType
 
   // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide; returns the
   // growth of the sum of squares due to the distance between the two means.
   double (*merge_means)(const double* other_mean, int64_t m, int64_t n, double* mean,
                         int64_t num_columns);
+
+  // sum_j (mean[j] - center[j])^2 over num_columns <= kTileColumns; center may be null, for zero.
+  double (*squared_distance)(const double* mean, const double* center, int64_t num_columns);
 
   // out[j] = row[j] - pivot[j] in the accumulator type; row: features of any column stride.
   using ShiftRow = void (*)(const void* row, int64_t column_stride, const void* pivot, void* out,

@@ -7,6 +7,8 @@
 #include "cpu/vectors.inl"
 //
 #include "cpu/chunk.inl"
+//
+#include "cpu/merge.inl"
 
 namespace {
 
@@ -27,10 +29,28 @@ struct StagedRows {
   }
 };
 
+// Merges the finished sums of a chunk, or new ones where these cannot be trusted.
 template <typename T>
-double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging) {
+double check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t n,
+                       double* mean, bool apart) {
+  const int64_t untrusted = find_untrusted(sums, chunk.num_rows, chunk.num_columns);
+  if (untrusted == chunk.num_columns) {
+    return merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart);
+  }
+  ChunkSums<double> precise;
+  redo_in_double(chunk, sums, untrusted, precise.view());
+  return merge_chunk(precise.view(), chunk.num_rows, n, chunk.num_columns, mean, apart);
+}
+template <typename T>
+double check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, int64_t n,
+                       double* mean, bool apart) {
+  return merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart);
+}
+
+template <typename T>
+double merge_run(const RunOfRows& run, int64_t n, double* mean, bool apart, void* staging) {
   using Accumulator = typename AccumulatorOf<T>::type;
-  double lanes[kLanes] = {};
+  double growth = 0;
   ChunkSums<Accumulator> sums;
   for (int64_t begin = 0; begin < run.num_rows; begin += kChunkRows) {
     const int64_t left = run.num_rows - begin;
@@ -39,34 +59,18 @@ double merge_run(const RunOfRows& run, int64_t n, double* mean, void* staging) {
     ChunkRows<T> chunk = {run.rows + begin, offset, num_rows, run.num_columns};
     if (run.column_stride == 1) {
       sum_chunk(chunk, sums.view());
-      check_and_merge_chunk(chunk, sums.view(), n, mean, lanes);
+      growth += check_and_merge(chunk, sums.view(), n, mean, apart);
     } else {
       const StagedRows<T> staged(run.rows + begin, num_rows, run.first_column, run.num_columns,
                                  run.column_stride, staging);
       chunk.rows = staged.rows;
       chunk.offset = 0;
       sum_chunk(chunk, sums.view());
-      check_and_merge_chunk(chunk, sums.view(), n, mean, lanes);
+      growth += check_and_merge(chunk, sums.view(), n, mean, apart);
     }
     n += num_rows;
   }
-  return fold_lanes(lanes);
-}
-
-double merge_means(const double* other_mean, int64_t m, int64_t n, double* mean,
-                   int64_t num_columns) {
-  if (n == 0) {
-    __builtin_memcpy(mean, other_mean, sizeof(double) * static_cast<uint64_t>(num_columns));
-    return 0.0;
-  }
-  const MergeWeights weights = merge_weights(n, m);
-  double lanes[kLanes] = {};
-  for (int64_t j = 0; j < num_columns; ++j) {
-    const double delta = other_mean[j] - mean[j];
-    mean[j] += delta * weights.mean_weight;
-    lanes[j % kLanes] += delta * delta * weights.sumsq_weight;
-  }
-  return fold_lanes(lanes);
+  return growth;
 }
 
 template <typename T>
@@ -108,5 +112,6 @@ bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, in
 const Kernels kKernels = {
     {&merge_run<float>, &merge_run<double>, &merge_run<Half>, &merge_run<BFloat16>},
     &merge_means,
+    &squared_distance,
     {&shift_row<float>, &shift_row<double>, &shift_row<Half>, &shift_row<BFloat16>},
     {&read_classes<int32_t>, &read_classes<int64_t>}};

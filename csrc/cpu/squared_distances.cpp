@@ -1,0 +1,29 @@
+// squared_distances on the CPU. Parallel axis: classes.
+#include "squared_distances.h"
+
+#include <algorithm>
+
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+
+namespace deeprep {
+
+void squared_distances(const double* means, const double* center, double* out, int64_t num_classes,
+                       int64_t num_columns, int num_threads) {
+  constexpr int64_t kEntriesPerItem = 1 << 16;
+  const int64_t classes_per_item = std::max<int64_t>(1, kEntriesPerItem / num_columns);
+  const int64_t items = (num_classes + classes_per_item - 1) / classes_per_item;
+  const auto distance = active_kernels().squared_distance;
+  parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
+    const int64_t end = std::min((item + 1) * classes_per_item, num_classes);
+    for (int64_t k = item * classes_per_item; k < end; ++k) {
+      out[k] = 0;
+      for (int64_t j = 0; j < num_columns; j += kTileColumns) {
+        out[k] += distance(means + k * num_columns + j, center == nullptr ? nullptr : center + j,
+                           std::min(kTileColumns, num_columns - j));
+      }
+    }
+  });
+}
+
+}  // namespace deeprep
