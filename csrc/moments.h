@@ -31,18 +31,15 @@ namespace deeprep {
 
 constexpr int64_t kChunkRows = 64;
 
-// Sums over columns follow trees that every vector width, and a warp, can follow exactly. Octet o
-// holds columns 8 o to 8 o + 7. Neighbouring octets are added pair by pair, the eight columns each
-// on their own, as if the tile were padded with zeros; fold_lanes then adds the eight.
+// Columns are summed strip by strip, in trees that every vector width, and a warp, can follow
+// exactly. Octet o holds columns 8 o to 8 o + 7 of the strip. Neighbouring octets are added pair by
+// pair, the eight columns each on their own, as if the strip were padded with zeros; fold_lanes
+// then adds the eight. A warp holds one strip.
+constexpr int64_t kStripColumns = 128;
 constexpr int kLanes = 8;
 
-// A column tile is what one pass over a chunk holds in the first-level cache; every tile is summed
-// on its own, so the tile width is part of the definition of the result.
-constexpr int64_t kTileColumns = 1024;
-
-// Whether float32 sums can be trusted is decided for so many columns of a chunk at a time, by trees
-// over their kCheckLanes interleaved columns. A warp holds so many columns of float32.
-constexpr int64_t kCheckColumns = 128;
+// Whether the float32 sums of a chunk can be trusted is decided strip by strip, by such trees over
+// kCheckLanes interleaved columns.
 constexpr int kCheckLanes = 16;
 
 // Chunks of a class join into a segment until it holds so many rows: what one worker sums alone
@@ -75,20 +72,15 @@ DEEPREP_HOST_DEVICE static inline MergeWeights merge_weights(int64_t n, int64_t 
   return {mean_weight, static_cast<double>(n) * mean_weight};
 }
 
-// Whether kCheckColumns of a chunk must be summed again in double, from q = sum_j q_j and
+// Whether a strip of a chunk must be summed again in double, from q = sum_j q_j and
 // t2 = sum_j t_j^2 in float32:
 // - the pivot is an outlier: of q, less than an eighth is left after the subtraction t^2 / m, and
 //   the rounding of q would be magnified by more than 8;
 // - squares overflow (deviations above 1.8e19), or are so small that their lost bits count:
-//   Q < 2^-80 is far above 2^24 * 8 * kChunkRows * kCheckColumns * 2^-126. Constant columns too.
+//   Q < 2^-80 is far above 2^24 * 8 * kChunkRows * kStripColumns * 2^-126. Constant columns too.
 DEEPREP_HOST_DEVICE static inline bool cannot_trust(float q, float t2, int64_t num_rows) {
   const float m2 = q - t2 / static_cast<float>(num_rows);
   return !(m2 >= 0.125f * q && q >= 0x1p-80f && q <= 0x1.fffffep127f);
-}
-
-DEEPREP_HOST_DEVICE static inline double fold_lanes(const double* lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-         ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 }  // namespace deeprep

@@ -6,9 +6,9 @@
 //      kSegmentRows rows or more. Chunks merge into their segment one after the other.
 //   4. Segments merge into the running state one after the other.
 //
-// All of it column tile by column tile. The plan is a function of N, d, K and the element type, so
-// results depend on the data and the state alone: threads, vector widths and launch configurations
-// choose who does the work, never what is computed.
+// All of it strip by strip of columns (moments.h). The plan is a function of N, d, K and the
+// element type, so results depend on the data and the state alone: threads, vector widths and
+// launch configurations choose who does the work, never what is computed.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +30,7 @@ struct Plan {
   int64_t num_groups;
   int64_t group_rows;  // a multiple of block_rows
   int64_t block_rows;
-  int64_t num_tiles;
+  int64_t num_strips;
 };
 
 inline Plan make_plan(int64_t num_rows, int64_t num_columns, FeatureType type,
@@ -38,10 +38,10 @@ inline Plan make_plan(int64_t num_rows, int64_t num_columns, FeatureType type,
   const int64_t row_bytes = num_columns * size_of(type);
   const int64_t block = std::max(kBlockRowsPerClass * num_classes, kBlockBytes / row_bytes);
   const int64_t least = std::max(kGroupRowsPerClass * num_classes, block);
-  const int64_t tiles = ceil_div(num_columns, kTileColumns);
-  if (num_rows < 2 * least) return {1, num_rows, num_rows, tiles};
+  const int64_t strips = ceil_div(num_columns, kStripColumns);
+  if (num_rows < 2 * least) return {1, num_rows, num_rows, strips};
   const int64_t group = ceil_div(std::max(least, ceil_div(num_rows, kMaxGroups)), block) * block;
-  return {ceil_div(num_rows, group), group, block, tiles};
+  return {ceil_div(num_rows, group), group, block, strips};
 }
 
 // How many of the next num_rows rows of a class, chunks of one block, belong to its open segment,

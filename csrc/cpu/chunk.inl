@@ -135,12 +135,12 @@ struct FloatsOf {
 template <int kWidth>
 using Floats = typename FloatsOf<kWidth>::type;
 
-// Sum of value(t or q) over up to kCheckColumns columns: columns kCheckLanes apart pair by pair, as
+// Sum of value(t or q) over up to a strip's columns: columns kCheckLanes apart pair by pair, as
 // if padded with zeros, then the lanes.
 template <typename Value>
 inline float check_sum(const float* from, int64_t num_columns, Value&& value) {
   constexpr int kVectors = kCheckLanes / kFloats;
-  constexpr int kHexadecets = kCheckColumns / kCheckLanes;
+  constexpr int kHexadecets = kStripColumns / kCheckLanes;
   const int64_t full = num_columns / kCheckLanes;
   float rest[kCheckLanes] = {};
   for (int64_t j = full * kCheckLanes; j < num_columns; ++j) rest[j % kCheckLanes] = from[j];
@@ -168,12 +168,12 @@ inline float check_sum(const float* from, int64_t num_columns, Value&& value) {
   return fold[0] + fold[1];
 }
 
-// Whether the sums of up to kCheckColumns columns must be redone in double, see moments.h.
+// Whether the sums of a strip must be redone in double, see moments.h.
 inline bool needs_double(const float* t, const float* q, int64_t num_columns, int64_t num_rows) {
   const auto same = [](FloatVector value) { return value; };
   const auto squared = [](FloatVector value) { return value * value; };
-  if (num_columns == kCheckColumns) {
-    return cannot_trust(check_sum(q, kCheckColumns, same), check_sum(t, kCheckColumns, squared),
+  if (num_columns == kStripColumns) {
+    return cannot_trust(check_sum(q, kStripColumns, same), check_sum(t, kStripColumns, squared),
                         num_rows);
   }
   return cannot_trust(check_sum(q, num_columns, same), check_sum(t, num_columns, squared),
@@ -204,9 +204,9 @@ void sum_chunk_in_double(const ChunkRows<T>& chunk, int64_t begin, int64_t end,
 template <typename T>
 void redo_in_double(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t begin,
                     const SumsView<double>& precise) {
-  for (int64_t j = 0; j < chunk.num_columns; j += kCheckColumns) {
+  for (int64_t j = 0; j < chunk.num_columns; j += kStripColumns) {
     const int64_t left = chunk.num_columns - j;
-    const int64_t width = left < kCheckColumns ? left : kCheckColumns;
+    const int64_t width = left < kStripColumns ? left : kStripColumns;
     if (j >= begin && needs_double(sums.t + j, sums.q + j, width, chunk.num_rows)) {
       sum_chunk_in_double(chunk, j, j + width, precise);
     } else {
@@ -219,11 +219,11 @@ void redo_in_double(const ChunkRows<T>& chunk, const SumsView<float>& sums, int6
   }
 }
 
-// First column of the first kCheckColumns that need double; num_columns where none does.
+// First column of the first strip that needs double; num_columns where none does.
 inline int64_t find_untrusted(const SumsView<float>& sums, int64_t num_rows, int64_t num_columns) {
-  for (int64_t j = 0; num_rows > 1 && j < num_columns; j += kCheckColumns) {
+  for (int64_t j = 0; num_rows > 1 && j < num_columns; j += kStripColumns) {
     const int64_t left = num_columns - j;
-    const int64_t width = left < kCheckColumns ? left : kCheckColumns;
+    const int64_t width = left < kStripColumns ? left : kStripColumns;
     if (needs_double(sums.t + j, sums.q + j, width, num_rows)) return j;
   }
   return num_columns;

@@ -72,7 +72,7 @@ struct Workspace {
   std::vector<SegmentedRun> runs;  // beside caller.sorted.runs
   std::vector<Segment> segments;
   std::vector<int64_t> batches;  // positions in `segments`
-  std::vector<double> growth;    // of the sum of squares, x tiles
+  std::vector<double> growth;    // of the sum of squares, x strips
   std::vector<double> means;     // of segments that wait
 
   static Workspace& of_this_thread() {
@@ -94,7 +94,7 @@ struct Group {
   // By slot:
   std::vector<int64_t> next;  // the class's next segment, -1: none
   std::vector<int64_t> counts;
-  std::vector<double> sumsq;        // x tiles
+  std::vector<double> sumsq;        // x strips
   std::unique_ptr<double[]> means;  // x d; not initialised, a segment's first chunk overwrites it
   int64_t num_slots = 0;
 };
@@ -107,8 +107,8 @@ class Pass {
         state_(state),
         row_stride_(features.row_stride * size_of(features.type)),
         kernels_(active_kernels()),
-        plan_(
-            make_plan(features.num_rows, features.num_columns, features.type, state.num_classes)) {
+        plan_(make_plan(features.num_rows, features.num_columns, features.type, state.num_classes)),
+        num_tiles_(ceil_div(features.num_columns, kTileColumns)) {
     const double bytes = static_cast<double>(features.num_rows) *
                          static_cast<double>(features.num_columns * size_of(features.type));
     num_workers_ = bytes < kParallelBytes ? 1 : std::max(1, num_threads);
@@ -147,12 +147,12 @@ class Pass {
   }
 
   // Merges sorted rows [begin, end) of one class on one tile into (n, mean of that tile).
-  double merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile, int64_t n,
-                    double* mean, Worker& worker, bool apart = false) const {
+  void merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile, int64_t n,
+                  double* mean, bool apart, double* growth, Worker& worker) const {
     const RunOfRows rows = {sorted.rows.data() + begin, end - begin, features_.column_stride,
                             tile * kTileColumns, tile_columns(tile)};
-    return kernels_.merge_run[static_cast<int>(features_.type)](rows, n, mean, apart,
-                                                                worker.staging.data());
+    kernels_.merge_run[static_cast<int>(features_.type)](rows, n, mean, apart, growth,
+                                                         worker.staging.data());
   }
 
   double* state_mean(int64_t k, int64_t tile) const {
@@ -170,34 +170,39 @@ class Pass {
     sorted.sort(classes.data(), row_at(0), row_stride_, features_.num_rows);
     cut_segments();
 
-    const int64_t tiles = plan_.num_tiles;
     const std::vector<Segment>& segments = workspace_.segments;
-    workspace_.growth.resize(segments.size() * tiles);
-    double* growth = workspace_.growth.data();
+    workspace_.growth.assign(segments.size() * plan_.num_strips, 0.0);
     const int64_t num_batches = static_cast<int64_t>(workspace_.batches.size()) - 1;
-    parallel_for(num_batches * tiles, num_workers_, [&](int64_t item, int w) {
-      const int64_t tile = item % tiles;
-      const int64_t batch = item / tiles;
+    parallel_for(num_batches * num_tiles_, num_workers_, [&](int64_t item, int w) {
+      const int64_t tile = item % num_tiles_;
+      const int64_t batch = item / num_tiles_;
       for (int64_t s = workspace_.batches[batch]; s < workspace_.batches[batch + 1]; ++s) {
-        growth[s * tiles + tile] = sum_segment(sorted, segments[s], tile, worker(w));
+        sum_segment(s, tile, worker(w));
       }
     });
     const int64_t num_runs = static_cast<int64_t>(workspace_.runs.size());
     if (!workspace_.means.empty()) {
-      parallel_for(num_runs * tiles, num_workers_, [&](int64_t item, int) {
-        merge_waiting(workspace_.runs[item / tiles], item % tiles);
+      parallel_for(num_runs * num_tiles_, num_workers_, [&](int64_t item, int) {
+        merge_waiting(workspace_.runs[item / num_tiles_], item % num_tiles_);
       });
     }
     for (const SegmentedRun& run : workspace_.runs) {
       const int64_t k = segments[run.first].class_index;
       state_.counts[k] += segments[run.last - 1].end - segments[run.first].begin;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int64_t strip = 0; strip < plan_.num_strips; ++strip) {
         double total = 0;
-        for (int64_t s = run.first; s < run.last; ++s) total += growth[s * tiles + tile];
+        for (int64_t s = run.first; s < run.last; ++s) {
+          total += workspace_.growth[s * plan_.num_strips + strip];
+        }
         state_.sumsq[k] += total;
       }
     }
     return true;
+  }
+
+  // The growth of segment s from a tile on.
+  double* growth_of(int64_t s, int64_t tile) {
+    return workspace_.growth.data() + s * plan_.num_strips + tile * kTileStrips;
   }
 
   // Lists the segments, and cuts the list into batches of enough rows to be worth handing out.
@@ -236,20 +241,25 @@ class Pass {
     }
   }
 
-  // Forms one tile of a segment, and merges it into the state if it need not wait; returns the
-  // growth of the sum of squares.
-  double sum_segment(const SortedRows& sorted, const Segment& segment, int64_t tile,
-                     Worker& worker) const {
+  // Forms one tile of a segment, and merges it into the state if it need not wait.
+  void sum_segment(int64_t s, int64_t tile, Worker& worker) {
+    const Segment& segment = workspace_.segments[s];
+    double* growth = growth_of(s, tile);
     const auto merge = [&](int64_t n, double* mean, bool apart) {
-      return merge_rows(sorted, segment.begin, segment.end, tile, n, mean, worker, apart);
+      merge_rows(workspace_.caller.sorted, segment.begin, segment.end, tile, n, mean, apart, growth,
+                 worker);
     };
-    if (segment.means != nullptr) return merge(0, segment.means + tile * kTileColumns, false);
     const int64_t n = state_.counts[segment.class_index];
     const int64_t rows = segment.end - segment.begin;
     double* mean = state_mean(segment.class_index, tile);
-    if (n == 0 || rows <= kChunkRows) return merge(n, mean, true);
-    const double within = merge(0, worker.mean.data(), false);
-    return within + kernels_.merge_means(worker.mean.data(), rows, n, mean, tile_columns(tile));
+    if (segment.means != nullptr) {
+      merge(0, segment.means + tile * kTileColumns, false);
+    } else if (n == 0 || rows <= kChunkRows) {
+      merge(n, mean, true);
+    } else {
+      merge(0, worker.mean.data(), false);
+      kernels_.merge_means(worker.mean.data(), rows, n, mean, tile_columns(tile), growth);
+    }
   }
 
   // Merges one tile of a class's waiting segments, in order.
@@ -260,8 +270,8 @@ class Pass {
       const Segment& segment = workspace_.segments[s];
       if (segment.means == nullptr) return;
       const int64_t rows = segment.end - segment.begin;
-      workspace_.growth[s * plan_.num_tiles + tile] += kernels_.merge_means(
-          segment.means + tile * kTileColumns, rows, n, state_mean(k, tile), tile_columns(tile));
+      kernels_.merge_means(segment.means + tile * kTileColumns, rows, n, state_mean(k, tile),
+                           tile_columns(tile), growth_of(s, tile));
       n += rows;
     }
   }
@@ -294,7 +304,7 @@ class Pass {
     group.first.assign(state_.num_classes, -1);
     group.next.assign(slots, -1);
     group.counts.assign(slots, 0);
-    group.sumsq.assign(slots * plan_.num_tiles, 0.0);
+    group.sumsq.assign(slots * plan_.num_strips, 0.0);
     group.means.reset(new double[slots * features_.num_columns]);
   }
 
@@ -314,10 +324,10 @@ class Pass {
       const int64_t slot = open_segment(group, run.class_index);
       int64_t& count = group.counts[slot];
       const int64_t end = begin + rows_for_segment(count, run.end - begin);
-      for (int64_t tile = 0; tile < plan_.num_tiles; ++tile) {
+      for (int64_t tile = 0; tile < num_tiles_; ++tile) {
         double* mean = group.means.get() + slot * features_.num_columns + tile * kTileColumns;
-        group.sumsq[slot * plan_.num_tiles + tile] +=
-            merge_rows(worker.sorted, begin, end, tile, count, mean, worker);
+        double* growth = group.sumsq.data() + slot * plan_.num_strips + tile * kTileStrips;
+        merge_rows(worker.sorted, begin, end, tile, count, mean, false, growth, worker);
       }
       count += end - begin;
       begin = end;
@@ -333,22 +343,24 @@ class Pass {
     return slot;
   }
 
-  void merge_groups(const std::vector<Group>& groups, int64_t k) const {
+  void merge_groups(std::vector<Group>& groups, int64_t k) const {
     int64_t n = 0;
-    for (int64_t tile = 0; tile < plan_.num_tiles; ++tile) {
+    for (int64_t tile = 0; tile < num_tiles_; ++tile) {
       n = state_.counts[k];
-      double total = 0;
-      for (const Group& group : groups) {
+      double total[kTileStrips] = {};
+      const int64_t strips = ceil_div(tile_columns(tile), kStripColumns);
+      for (Group& group : groups) {
         for (int64_t slot = group.first[k]; slot >= 0; slot = group.next[slot]) {
           const double* mean =
               group.means.get() + slot * features_.num_columns + tile * kTileColumns;
-          total += group.sumsq[slot * plan_.num_tiles + tile] +
-                   kernels_.merge_means(mean, group.counts[slot], n, state_mean(k, tile),
-                                        tile_columns(tile));
+          double* growth = group.sumsq.data() + slot * plan_.num_strips + tile * kTileStrips;
+          kernels_.merge_means(mean, group.counts[slot], n, state_mean(k, tile), tile_columns(tile),
+                               growth);
+          for (int64_t strip = 0; strip < strips; ++strip) total[strip] += growth[strip];
           n += group.counts[slot];
         }
       }
-      state_.sumsq[k] += total;
+      for (int64_t strip = 0; strip < strips; ++strip) state_.sumsq[k] += total[strip];
     }
     state_.counts[k] = n;
   }
@@ -359,6 +371,7 @@ class Pass {
   const int64_t row_stride_;  // in bytes
   const Kernels& kernels_;
   const Plan plan_;
+  const int64_t num_tiles_;
   int num_workers_;
   Workspace& workspace_ = Workspace::of_this_thread();
   std::vector<Worker> more_workers_;  // the caller is the first

@@ -8,6 +8,10 @@
 
 namespace deeprep {
 
+// A column tile is what one pass over a chunk holds in the first-level cache.
+constexpr int64_t kTileColumns = 1024;
+constexpr int64_t kTileStrips = kTileColumns / kStripColumns;
+
 // How many rows ahead of use the kernels prefetch: arrays of row pointers go on for so many more.
 constexpr int64_t kRowsAhead = 16;
 
@@ -21,19 +25,21 @@ struct RunOfRows {
 };
 
 struct Kernels {
-  // Merges the run into (n, mean[num_columns]) chunk by chunk and returns the growth of the sum of
-  // squares. apart: the run is a segment of one chunk, merged as if its moments were formed first.
-  // staging: kChunkRows x num_columns elements, read only where column_stride != 1.
-  using MergeRun = double (*)(const RunOfRows& run, int64_t n, double* mean, bool apart,
-                              void* staging);
+  // Merges the run into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for each
+  // strip of the tile, what the sums of squares grow by. apart: the run is a segment of one chunk,
+  // merged as if its moments were formed first. staging: kChunkRows x num_columns elements, read
+  // only where column_stride != 1.
+  using MergeRun = void (*)(const RunOfRows& run, int64_t n, double* mean, bool apart,
+                            double* growth, void* staging);
   MergeRun merge_run[kNumFeatureTypes];  // indexed by FeatureType
 
-  // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide; returns the
-  // growth of the sum of squares due to the distance between the two means.
-  double (*merge_means)(const double* other_mean, int64_t m, int64_t n, double* mean,
-                        int64_t num_columns);
+  // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide, and adds to
+  // growth, a number for each strip, what the sums of squares grow by the distance of the two
+  // means.
+  void (*merge_means)(const double* other_mean, int64_t m, int64_t n, double* mean,
+                      int64_t num_columns, double* growth);
 
-  // sum_j (mean[j] - center[j])^2 over num_columns <= kTileColumns; center may be null, for zero.
+  // sum_j (mean[j] - center[j])^2 over num_columns of any number; center may be null, for zero.
   double (*squared_distance)(const double* mean, const double* center, int64_t num_columns);
 
   // out[j] = row[j] - pivot[j] in the accumulator type; row: features of any column stride.

@@ -31,26 +31,27 @@ struct StagedRows {
 
 // Merges the finished sums of a chunk, or new ones where these cannot be trusted.
 template <typename T>
-double check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t n,
-                       double* mean, bool apart) {
+void check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t n,
+                     double* mean, bool apart, double* growth) {
   const int64_t untrusted = find_untrusted(sums, chunk.num_rows, chunk.num_columns);
   if (untrusted == chunk.num_columns) {
-    return merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart);
+    merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart, growth);
+    return;
   }
   ChunkSums<double> precise;
   redo_in_double(chunk, sums, untrusted, precise.view());
-  return merge_chunk(precise.view(), chunk.num_rows, n, chunk.num_columns, mean, apart);
+  merge_chunk(precise.view(), chunk.num_rows, n, chunk.num_columns, mean, apart, growth);
 }
 template <typename T>
-double check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, int64_t n,
-                       double* mean, bool apart) {
-  return merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart);
+void check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, int64_t n,
+                     double* mean, bool apart, double* growth) {
+  merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart, growth);
 }
 
 template <typename T>
-double merge_run(const RunOfRows& run, int64_t n, double* mean, bool apart, void* staging) {
+void merge_run(const RunOfRows& run, int64_t n, double* mean, bool apart, double* growth,
+               void* staging) {
   using Accumulator = typename AccumulatorOf<T>::type;
-  double growth = 0;
   ChunkSums<Accumulator> sums;
   for (int64_t begin = 0; begin < run.num_rows; begin += kChunkRows) {
     const int64_t left = run.num_rows - begin;
@@ -59,18 +60,17 @@ double merge_run(const RunOfRows& run, int64_t n, double* mean, bool apart, void
     ChunkRows<T> chunk = {run.rows + begin, offset, num_rows, run.num_columns};
     if (run.column_stride == 1) {
       sum_chunk(chunk, sums.view());
-      growth += check_and_merge(chunk, sums.view(), n, mean, apart);
+      check_and_merge(chunk, sums.view(), n, mean, apart, growth);
     } else {
       const StagedRows<T> staged(run.rows + begin, num_rows, run.first_column, run.num_columns,
                                  run.column_stride, staging);
       chunk.rows = staged.rows;
       chunk.offset = 0;
       sum_chunk(chunk, sums.view());
-      growth += check_and_merge(chunk, sums.view(), n, mean, apart);
+      check_and_merge(chunk, sums.view(), n, mean, apart, growth);
     }
     n += num_rows;
   }
-  return growth;
 }
 
 template <typename T>

@@ -16,77 +16,99 @@ struct Octet {
   }
 };
 
+// Sum of the eight columns: those four, two and one apart.
+inline double fold(const Octet& sum) {
+  typedef double Four __attribute__((vector_size(4 * sizeof(double))));
+  typedef double Two __attribute__((vector_size(2 * sizeof(double))));
+  double lanes[kLanes];
+  __builtin_memcpy(lanes, sum.part, sizeof lanes);
+  store(lanes, load<Four>(lanes) + load<Four>(lanes + 4));
+  store(lanes, load<Two>(lanes) + load<Two>(lanes + 2));
+  return lanes[0] + lanes[1];
+}
+
 template <int kSums, typename Value>
 struct Sums {
   Value value[kSums];
 };
 
-// Sums octets pair by pair as they come, four at a time: a binary counter whose digits are the sums
-// of subtrees.
-class OctetTree {
- public:
-  static constexpr int kArity = 4;
-
-  void push(const Octet* four) {
-    Octet sum = (four[0] + four[1]) + (four[2] + four[3]);
-    int level = 0;
-    for (unsigned digits = count_++; digits & 1; digits >>= 1) sum = levels_[level++] + sum;
-    levels_[level] = sum;
-  }
-
-  double total() const {
-    Octet sum = {};
-    for (int level = 0; count_ >> level != 0; ++level) {
-      if (count_ >> level & 1) sum = levels_[level] + sum;
-    }
-    double lanes[kLanes];
-    __builtin_memcpy(lanes, sum.part, sizeof lanes);
-    return fold_lanes(lanes);
-  }
-
- private:
-  static constexpr int kLevels = 6;
-  static_assert(kTileColumns / kLanes / kArity < 1 << kLevels);
-  Octet levels_[kLevels] = {};
-  unsigned count_ = 0;
-};
-
-// Sums over columns of the kSums values that term(j, kind) returns, for column j (kind a double) or
-// the kDoubles columns from j on (kind a vector).
+// Sums of the kSums values that term(j, kind) returns for column j (kind a double), or for the
+// kDoubles columns from j on (kind a vector). Four octets from column j on:
 template <int kSums, typename Term>
-inline Sums<kSums, double> sum_columns(int64_t num_columns, Term&& term) {
-  OctetTree tree[kSums];
-  Octet four[kSums][OctetTree::kArity];
-  constexpr int kColumns = OctetTree::kArity * kLanes;
-  int64_t j = 0;
-  for (; j + kColumns <= num_columns; j += kColumns) {
+inline Sums<kSums, Octet> sum_quad(int64_t j, Term&& term) {
+  Sums<kSums, Octet> sum;
 #pragma GCC unroll 4
-    for (int o = 0; o < OctetTree::kArity; ++o) {
+  for (int v = 0; v < Octet::kVectors; ++v) {
+    Sums<kSums, DoubleVector> octet[4];
 #pragma GCC unroll 4
-      for (int v = 0; v < Octet::kVectors; ++v) {
-        const Sums<kSums, DoubleVector> terms = term(j + o * kLanes + v * kDoubles, DoubleVector{});
-        for (int i = 0; i < kSums; ++i) four[i][o].part[v] = terms.value[i];
-      }
+    for (int o = 0; o < 4; ++o) octet[o] = term(j + o * kLanes + v * kDoubles, DoubleVector{});
+#pragma GCC unroll 2
+    for (int i = 0; i < kSums; ++i) {
+      sum.value[i].part[v] =
+          (octet[0].value[i] + octet[1].value[i]) + (octet[2].value[i] + octet[3].value[i]);
     }
-    for (int i = 0; i < kSums; ++i) tree[i].push(four[i]);
   }
-  if (j < num_columns) {
-    double rest[kSums][kColumns] = {};
-    int64_t u = 0;
-    for (; j + u + kDoubles <= num_columns; u += kDoubles) {
-      const Sums<kSums, DoubleVector> terms = term(j + u, DoubleVector{});
-      for (int i = 0; i < kSums; ++i) store(rest[i] + u, terms.value[i]);
+  return sum;
+}
+
+// Fewer than four octets, up to column `end`, padded with zeros:
+template <int kSums, typename Term>
+inline Sums<kSums, Octet> sum_rest(int64_t j, int64_t end, Term&& term) {
+  double rest[kSums][4][kLanes] = {};
+  int64_t u = 0;
+  for (; j + u + kDoubles <= end; u += kDoubles) {
+    const Sums<kSums, DoubleVector> terms = term(j + u, DoubleVector{});
+    for (int i = 0; i < kSums; ++i) store(&rest[i][0][0] + u, terms.value[i]);
+  }
+  for (; j + u < end; ++u) {
+    const Sums<kSums, double> terms = term(j + u, double{});
+    for (int i = 0; i < kSums; ++i) rest[i][u / kLanes][u % kLanes] = terms.value[i];
+  }
+  Sums<kSums, Octet> sum;
+  for (int i = 0; i < kSums; ++i) {
+    Octet four[4];
+    __builtin_memcpy(four, rest[i], sizeof four);
+    sum.value[i] = (four[0] + four[1]) + (four[2] + four[3]);
+  }
+  return sum;
+}
+
+// A strip's columns from `begin` to `end`:
+template <int kSums, typename Term>
+inline Sums<kSums, double> sum_strip(int64_t begin, int64_t end, Term&& term) {
+  constexpr int kColumns = 4 * kLanes;
+  static_assert(kStripColumns == 4 * kColumns);
+  Sums<kSums, Octet> quads[4];
+  if (end - begin == kStripColumns) {
+#pragma GCC unroll 4
+    for (int quad = 0; quad < 4; ++quad) {
+      quads[quad] = sum_quad<kSums>(begin + quad * kColumns, term);
     }
-    for (; j + u < num_columns; ++u) {
-      const Sums<kSums, double> terms = term(j + u, double{});
-      for (int i = 0; i < kSums; ++i) rest[i][u] = terms.value[i];
+  } else {
+    for (int quad = 0; quad < 4; ++quad) {
+      const int64_t j = begin + quad * kColumns;
+      quads[quad] = j + kColumns <= end ? sum_quad<kSums>(j, term)
+                    : j < end           ? sum_rest<kSums>(j, end, term)
+                                        : Sums<kSums, Octet>{};
     }
-    __builtin_memcpy(four, rest, sizeof four);
-    for (int i = 0; i < kSums; ++i) tree[i].push(four[i]);
   }
   Sums<kSums, double> sums;
-  for (int i = 0; i < kSums; ++i) sums.value[i] = tree[i].total();
+#pragma GCC unroll 2
+  for (int i = 0; i < kSums; ++i) {
+    const Octet sum =
+        (quads[0].value[i] + quads[1].value[i]) + (quads[2].value[i] + quads[3].value[i]);
+    sums.value[i] = fold(sum);
+  }
   return sums;
+}
+
+// Calls add(strip, sums of term over its columns) for every strip of a tile.
+template <int kSums, typename Term, typename Add>
+inline void sum_strips(int64_t num_columns, Term&& term, Add&& add) {
+  for (int64_t begin = 0; begin < num_columns; begin += kStripColumns) {
+    const int64_t end = begin + kStripColumns < num_columns ? begin + kStripColumns : num_columns;
+    add(begin / kStripColumns, sum_strip<kSums>(begin, end, term));
+  }
 }
 
 inline double load_as(const double* from, double) { return *from; }
@@ -96,23 +118,24 @@ inline DoubleVector load_as(const T* from, DoubleVector) {
   return load_doubles(from);
 }
 
-// Merges the sums of a chunk of m rows into (n, mean); returns the growth of the sum of squares. A
-// chunk that is a segment of its own grows it by what is within the chunk and, apart, by its
-// distance from the mean: as if the segment were formed first.
+// Merges the sums of a chunk of m rows into (n, mean) and adds to growth, a number for each strip,
+// what the sums of squares grow by. A chunk that is a segment of its own grows them by what is
+// within the chunk and, apart, by its distance from the mean: as if the segment were formed first.
 template <typename Accumulator>
-double merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
-                   double* mean, bool apart) {
+void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
+                 double* mean, bool apart, double* growth) {
   const double inverse_rows = 1.0 / static_cast<double>(m);
+  const auto add_one = [growth](int64_t strip, const Sums<1, double>& sum) {
+    growth[strip] += sum.value[0];
+  };
   if (n == 0) {
-    return sum_columns<1>(num_columns,
-                          [&](int64_t j, auto kind) {
-                            const auto t = load_as(sums.t + j, kind);
-                            store(mean + j,
-                                  chunk_mean(load_as(sums.pivot + j, kind), t, inverse_rows));
-                            return Sums<1, decltype(kind)>{
-                                {chunk_sumsq(load_as(sums.q + j, kind), t, inverse_rows)}};
-                          })
-        .value[0];
+    const auto start = [&](int64_t j, auto kind) {
+      const auto t = load_as(sums.t + j, kind);
+      store(mean + j, chunk_mean(load_as(sums.pivot + j, kind), t, inverse_rows));
+      return Sums<1, decltype(kind)>{{chunk_sumsq(load_as(sums.q + j, kind), t, inverse_rows)}};
+    };
+    sum_strips<1>(num_columns, start, add_one);
+    return;
   }
   const MergeWeights weights = merge_weights(n, m);
   const auto merge = [&](int64_t j, auto kind) {
@@ -124,42 +147,46 @@ double merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int6
                                     delta * delta * weights.sumsq_weight}};
   };
   if (apart) {
-    const Sums<2, double> growth = sum_columns<2>(num_columns, merge);
-    return growth.value[0] + growth.value[1];
+    sum_strips<2>(num_columns, merge, [growth](int64_t strip, const Sums<2, double>& sum) {
+      growth[strip] += sum.value[0] + sum.value[1];
+    });
+    return;
   }
-  return sum_columns<1>(num_columns,
-                        [&](int64_t j, auto kind) {
-                          const auto growth = merge(j, kind);
-                          return Sums<1, decltype(kind)>{{growth.value[0] + growth.value[1]}};
-                        })
-      .value[0];
+  const auto merge_together = [&](int64_t j, auto kind) {
+    const auto both = merge(j, kind);
+    return Sums<1, decltype(kind)>{{both.value[0] + both.value[1]}};
+  };
+  sum_strips<1>(num_columns, merge_together, add_one);
 }
 
-double merge_means(const double* other_mean, int64_t m, int64_t n, double* mean,
-                   int64_t num_columns) {
+void merge_means(const double* other_mean, int64_t m, int64_t n, double* mean, int64_t num_columns,
+                 double* growth) {
   if (n == 0) {
     __builtin_memcpy(mean, other_mean, sizeof(double) * static_cast<uint64_t>(num_columns));
-    return 0.0;
+    return;
   }
   const MergeWeights weights = merge_weights(n, m);
-  return sum_columns<1>(num_columns,
-                        [&](int64_t j, auto kind) {
-                          const auto old = load_as(mean + j, kind);
-                          const auto delta = load_as(other_mean + j, kind) - old;
-                          store(mean + j, old + delta * weights.mean_weight);
-                          return Sums<1, decltype(kind)>{{delta * delta * weights.sumsq_weight}};
-                        })
-      .value[0];
+  const auto merge = [&](int64_t j, auto kind) {
+    const auto old = load_as(mean + j, kind);
+    const auto delta = load_as(other_mean + j, kind) - old;
+    store(mean + j, old + delta * weights.mean_weight);
+    return Sums<1, decltype(kind)>{{delta * delta * weights.sumsq_weight}};
+  };
+  sum_strips<1>(num_columns, merge, [growth](int64_t strip, const Sums<1, double>& sum) {
+    growth[strip] += sum.value[0];
+  });
 }
 
 double squared_distance(const double* mean, const double* center, int64_t num_columns) {
-  return sum_columns<1>(num_columns,
-                        [&](int64_t j, auto kind) {
-                          auto delta = load_as(mean + j, kind);
-                          if (center != nullptr) delta -= load_as(center + j, kind);
-                          return Sums<1, decltype(kind)>{{delta * delta}};
-                        })
-      .value[0];
+  double total = 0;
+  const auto term = [&](int64_t j, auto kind) {
+    auto delta = load_as(mean + j, kind);
+    if (center != nullptr) delta -= load_as(center + j, kind);
+    return Sums<1, decltype(kind)>{{delta * delta}};
+  };
+  sum_strips<1>(num_columns, term,
+                [&](int64_t, const Sums<1, double>& sum) { total += sum.value[0]; });
+  return total;
 }
 
 }  // namespace

@@ -17,11 +17,7 @@ void squared_distances(const double* means, const double* center, double* out, i
   parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
     const int64_t end = std::min((item + 1) * classes_per_item, num_classes);
     for (int64_t k = item * classes_per_item; k < end; ++k) {
-      out[k] = 0;
-      for (int64_t j = 0; j < num_columns; j += kTileColumns) {
-        out[k] += distance(means + k * num_columns + j, center == nullptr ? nullptr : center + j,
-                           std::min(kTileColumns, num_columns - j));
-      }
+      out[k] = distance(means + k * num_columns, center, num_columns);
     }
   });
 }
