@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 # What the installed extension and its dependencies follow from; Python sources are used in place.
 BUILD_INPUTS := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
-CPP_SOURCES := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: demo test lint bench sanitize sanitize-address sanitize-thread clean
 

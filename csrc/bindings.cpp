@@ -5,6 +5,9 @@
 
 #include "class_moments.h"
 #include "cpu/simd.h"
+#ifdef DEEPREP_HAS_CUDA
+#include "cuda/stream.h"
+#endif
 #include "shift_rows.h"
 #include "squared_distances.h"
 
@@ -69,6 +72,48 @@ void bound_set_simd_level(const std::string& name) {
   throw py::value_error("DEEPREP_SIMD is '" + name + "', expected one of: " + names);
 }
 
+#ifdef DEEPREP_HAS_CUDA
+void expect_launched(const Status& status) {
+  if (status.ok()) return;
+  const std::string message =
+      status.code == Code::kCudaError ? cuda::describe_error(status.index) : describe(status, 0, 0);
+  PyErr_SetString(PyExc_RuntimeError, message.c_str());
+  throw py::error_already_set();
+}
+
+void bound_class_moments_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,
+                              int64_t num_columns, int64_t row_stride, int64_t column_stride,
+                              uintptr_t labels, LabelType label_type, int64_t ignore_index,
+                              uintptr_t counts, uintptr_t means, uintptr_t sumsq,
+                              int64_t num_classes, uintptr_t error, uintptr_t scratch,
+                              int64_t scratch_bytes, uintptr_t stream) {
+  expect_launched(cuda::class_moments(
+      {pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
+       column_stride},
+      {pointer<const void>(labels), label_type, ignore_index},
+      {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
+      pointer<int64_t>(error), pointer<void>(scratch), scratch_bytes, pointer<void>(stream)));
+}
+
+void bound_shift_rows_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,
+                           int64_t num_columns, int64_t row_stride, int64_t column_stride,
+                           uintptr_t labels, LabelType label_type, int64_t ignore_index,
+                           uintptr_t pivots, uintptr_t out, uintptr_t stream) {
+  expect_launched(cuda::shift_rows({pointer<const void>(features), feature_type, num_rows,
+                                    num_columns, row_stride, column_stride},
+                                   {pointer<const void>(labels), label_type, ignore_index},
+                                   pointer<const void>(pivots), pointer<void>(out),
+                                   pointer<void>(stream)));
+}
+
+void bound_squared_distances_cuda(uintptr_t means, uintptr_t center, uintptr_t out,
+                                  int64_t num_classes, int64_t num_columns, uintptr_t stream) {
+  expect_launched(cuda::squared_distances(pointer<const double>(means),
+                                          pointer<const double>(center), pointer<double>(out),
+                                          num_classes, num_columns, pointer<void>(stream)));
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -82,11 +127,19 @@ PYBIND11_MODULE(_core, m) {
       .value("int32", LabelType::kInt32)
       .value("int64", LabelType::kInt64);
   m.attr("compiler") = DEEPREP_COMPILER;
-  m.attr("cuda") = false;
   m.def("class_moments", &bound_class_moments);
   m.def("shift_rows", &bound_shift_rows);
   m.def("squared_distances", &bound_squared_distances);
   m.def("simd_level", &simd_level);
   m.def("available_simd_levels", &available_simd_levels);
   m.def("set_simd_level", &bound_set_simd_level);
+#ifdef DEEPREP_HAS_CUDA
+  m.attr("cuda") = cuda::build_description();
+  m.def("class_moments_cuda_scratch", &cuda::class_moments_scratch);
+  m.def("class_moments_cuda", &bound_class_moments_cuda);
+  m.def("shift_rows_cuda", &bound_shift_rows_cuda);
+  m.def("squared_distances_cuda", &bound_squared_distances_cuda);
+#else
+  m.attr("cuda") = false;
+#endif
 }

@@ -33,8 +33,8 @@ constexpr int64_t kChunkRows = 64;
 
 // Columns are summed strip by strip, in trees that every vector width, and a warp, can follow
 // exactly. Octet o holds columns 8 o to 8 o + 7 of the strip. Neighbouring octets are added pair by
-// pair, the eight columns each on their own, as if the strip were padded with zeros; fold_lanes
-// then adds the eight. A warp holds one strip.
+// pair, the eight columns each on their own, as if the strip were padded with zeros; then
+// columns four, two and one apart are added. A warp holds one strip.
 constexpr int64_t kStripColumns = 128;
 constexpr int kLanes = 8;
 

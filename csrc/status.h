@@ -10,11 +10,12 @@ enum class Code {
   kOk,
   kLabelOutOfRange,
   kOutOfMemory,
+  kCudaError,
 };
 
 struct Status {
   Code code = Code::kOk;
-  int64_t index = 0;  // kLabelOutOfRange: the row whose label is wrong
+  int64_t index = 0;  // kLabelOutOfRange: the row whose label is wrong; kCudaError: CUDA's number
   int64_t value = 0;  // kLabelOutOfRange: that label
 
   bool ok() const { return code == Code::kOk; }
@@ -31,6 +32,8 @@ inline std::string describe(const Status& status, int64_t num_classes, int64_t i
              ") or ignore_index = " + std::to_string(ignore_index);
     case Code::kOutOfMemory:
       return "class_moments: not enough memory for the scratch buffers";
+    case Code::kCudaError:
+      return "CUDA error " + std::to_string(status.index);
   }
   return "unknown status";
 }

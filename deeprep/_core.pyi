@@ -1,4 +1,4 @@
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 class FeatureType:
     float32: ClassVar[FeatureType]
@@ -11,7 +11,7 @@ class LabelType:
     int64: ClassVar[LabelType]
 
 compiler: str
-cuda: bool
+cuda: str | Literal[False]
 
 def class_moments(
     features: int,
@@ -43,6 +43,66 @@ def shift_rows(
     pivots: int,
     out: int,
     num_threads: int,
+    /,
+) -> None: ...
+def squared_distances(
+    points: int,
+    center: int,
+    out: int,
+    num_points: int,
+    num_columns: int,
+    num_threads: int,
+    /,
+) -> None: ...
+def class_moments_cuda_scratch(
+    num_rows: int,
+    num_columns: int,
+    feature_type: FeatureType,
+    num_classes: int,
+    /,
+) -> int: ...
+def class_moments_cuda(
+    features: int,
+    feature_type: FeatureType,
+    num_rows: int,
+    num_columns: int,
+    row_stride: int,
+    column_stride: int,
+    labels: int,
+    label_type: LabelType,
+    ignore_index: int,
+    counts: int,
+    means: int,
+    sumsq: int,
+    num_classes: int,
+    error: int,
+    scratch: int,
+    scratch_bytes: int,
+    stream: int,
+    /,
+) -> None: ...
+def shift_rows_cuda(
+    features: int,
+    feature_type: FeatureType,
+    num_rows: int,
+    num_columns: int,
+    row_stride: int,
+    column_stride: int,
+    labels: int,
+    label_type: LabelType,
+    ignore_index: int,
+    pivots: int,
+    out: int,
+    stream: int,
+    /,
+) -> None: ...
+def squared_distances_cuda(
+    points: int,
+    center: int,
+    out: int,
+    num_points: int,
+    num_columns: int,
+    stream: int,
     /,
 ) -> None: ...
 def simd_level() -> str: ...

@@ -2,11 +2,14 @@
 
 Rows are shifted by pivots near their class means before they are multiplied, so nothing large
 cancels, one bounded block of rows at a time, in the precision of the features; sums over blocks are
-float64.
+float64. On CUDA nothing waits for the device: what the CPU decides by looking at a value is there
+a fixed amount of work whose superfluous part adds zero.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,19 +19,63 @@ from torch import Tensor
 from deeprep import ops
 
 if TYPE_CHECKING:
-    from deeprep.scatter import ClassScatter
+    from deeprep._statistics import Moments
 
-# Rows of one block: enough that adding its (d, d) product to S in float64 costs little next to the
-# product, few enough that a block of narrow rows stays in the cache; and the most it may hold.
+# Rows of one product: enough that adding its (d, d) result to S in float64 costs little next to it,
+# few enough that a block of narrow rows stays in the cache and that float32 sums stay accurate; and
+# the most a block may hold.
 _BLOCK_ROWS = 4096
 _BLOCK_ENTRIES = 2**24  # 64 MiB of float32
 
 
-def _add_gram(rows: Tensor, total: Tensor, sign: int = 1) -> None:
-    """Total (d, d) += sign * rows' rows, for rows (B, d)."""
-    if not rows.is_cpu:
-        total.add_(rows.T @ rows, alpha=sign)
+def add_shifted_gram(
+    features: Tensor,
+    labels: Tensor,
+    batch: Moments,
+    ignore_index: int,
+    total: Tensor,
+    error: Tensor | None,
+) -> None:
+    """Add the pooled scatter of (features, labels) to `total` (d, d) float64.
+
+    `batch` are the moments of these very features. Pivots are its means rounded to the precision of
+    the products; what the rounding moved is taken off again where it shows (means beyond some 500
+    standard deviations). Nothing is added where `error` says that the batch was refused.
+    """
+    if features.shape[0] == 0:
         return
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    pivots = batch.means.to(dtype)
+    if error is not None:
+        # A refused batch may hold labels that are no row of the pivots.
+        labels = labels.long().masked_fill(ops.is_refused(error), ignore_index)
+        _add_blocks_on_device(features, labels, pivots, ignore_index, total)
+    else:
+        _add_blocks_on_host(features, labels, pivots, ignore_index, total)
+    if dtype == torch.float64:
+        return
+    moved = pivots - batch.means
+    if error is not None:
+        rows = _weighted_rows(moved, batch.counts.double(), features.shape[0]).float()
+        with _full_float32():
+            total.sub_(torch.mm(rows.T, rows, out=rows.new_empty(total.shape)))
+    elif bool((batch.counts * moved.square().sum(dim=1)).sum() > 1e-9 * batch.sumsq.sum()):
+        add_merge_terms(moved, batch.counts.double(), total, sign=-1)
+
+
+def _add_blocks_on_host(
+    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, total: Tensor
+) -> None:
+    num_rows = min(_rows_of_product(features.shape[1]), features.shape[0])
+    shifted = pivots.new_empty((num_rows, features.shape[1]))
+    for rows, block_labels in _blocks(features, labels, num_rows):
+        block = shifted[: rows.shape[0]]
+        ops.shift_rows(rows, block_labels, pivots, block, ignore_index)
+        _add_gram_on_host(block, total)
+
+
+def _add_gram_on_host(rows: Tensor, total: Tensor, sign: int = 1) -> None:
+    """Total (d, d) += sign * rows' rows, for rows (B, d)."""
     # NumPy sees that both factors are one matrix and computes half of the product (SYRK). It adds,
     # too: torch's threads, once woken, would spin beside those of NumPy's BLAS and slow it by 20 to
     # 40 %.
@@ -38,42 +85,87 @@ def _add_gram(rows: Tensor, total: Tensor, sign: int = 1) -> None:
         (np.add if sign > 0 else np.subtract)(into, gram, out=into)
 
 
-def add_shifted_gram(
-    features: Tensor, labels: Tensor, moments: ClassScatter, total: Tensor
+def _add_blocks_on_device(
+    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, total: Tensor
 ) -> None:
-    """Add the pooled scatter of (features, labels) to `total` (d, d) float64.
+    """Shift and multiply as many rows at a time as a block holds, as a batch of equal products.
 
-    `moments` are those of this very batch. Pivots are its means rounded to the precision of the
-    products; what the rounding moved is taken off again where it shows (means beyond some 500
-    standard deviations).
+    Narrow features would otherwise be a thousand launches, each too small to fill the device.
     """
-    if features.shape[0] == 0:
-        return
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    pivots = moments.means.to(dtype)
-    num_rows = min(max(1, _BLOCK_ENTRIES // features.shape[1]), _BLOCK_ROWS, features.shape[0])
-    shifted = torch.empty((num_rows, features.shape[1]), dtype=dtype)
+    num_rows, width = features.shape
+    product_rows = min(_rows_of_product(width), num_rows)
+    products = max(1, min(_BLOCK_ENTRIES // (product_rows * width), -(-num_rows // product_rows)))
+    shifted = pivots.new_empty((products * product_rows, width))
+    grams = pivots.new_empty((products, width, width))
+    for rows, block_labels in _blocks(features, labels, len(shifted)):
+        ops.shift_rows(rows, block_labels, pivots, shifted[: len(rows)], ignore_index)
+        used = -(-len(rows) // product_rows)
+        padded = shifted[: used * product_rows]
+        padded[len(rows) :].zero_()
+        factors = padded.view(used, product_rows, width)
+        with _full_float32():
+            # torch.autocast leaves calls with `out` alone.
+            torch.bmm(factors.mT, factors, out=grams[:used])
+        # A single product needs no float64 copy of itself.
+        total += grams[0] if used == 1 else grams[:used].sum(dim=0, dtype=torch.float64)
+
+
+def _rows_of_product(width: int) -> int:
+    return min(max(1, _BLOCK_ENTRIES // width), _BLOCK_ROWS)
+
+
+def _blocks(features: Tensor, labels: Tensor, num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
     for begin in range(0, features.shape[0], num_rows):
-        rows = features[begin : begin + num_rows]
-        block = shifted[: rows.shape[0]]
-        block_labels = labels[begin : begin + num_rows]
-        ops.shift_rows(rows, block_labels, pivots, block, moments.ignore_index)
-        _add_gram(block, total)
-    moved = pivots.double() - moments.means
-    excess = (moments.counts * moved.square().sum(dim=1)).sum()
-    if bool(excess > 1e-9 * moments.sumsq.sum()):
-        add_merge_terms(moved, -moments.counts.double(), total)
+        yield features[begin : begin + num_rows], labels[begin : begin + num_rows]
 
 
-def add_merge_terms(deltas: Tensor, weights: Tensor, total: Tensor) -> None:
-    """Total (d, d) += sum_k weights[k] deltas[k] deltas[k]', all weights of one sign.
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Multiply float32 matrices on CUDA in float32, also where the user chose TF32 for the model.
+
+    TF32 keeps 11 bits of each factor: S would be good to three digits.
+    """
+    settings = torch.backends.cuda.matmul
+    # torch < 2.9 has only the second; newer ones refuse to mix the two.
+    current = hasattr(settings, "fp32_precision")
+    name, full = ("fp32_precision", "ieee") if current else ("allow_tf32", False)
+    chosen = getattr(settings, name)
+    if chosen not in ("tf32", True):
+        yield
+        return
+    setattr(settings, name, full)
+    try:
+        yield
+    finally:
+        setattr(settings, name, chosen)
+
+
+def add_merge_terms(
+    deltas: Tensor, weights: Tensor, total: Tensor, *, sign: int = 1, at_most: int | None = None
+) -> None:
+    """Total (d, d) += sign * sum_k weights[k] deltas[k] deltas[k]', for weights >= 0.
 
     With deltas (K, d) the distances of two states' class means and weights n m / (n + m), this is
-    the term by which merging them grows the pooled scatter.
+    the term by which merging them grows the pooled scatter. No more than `at_most` weights are not
+    zero, where that is known.
     """
-    rows = ((weights != 0) & (deltas != 0).any(dim=1)).nonzero().squeeze(1)
-    if rows.numel() == 0:
+    if not ops.on_host(total):
+        rows = _weighted_rows(deltas, weights, at_most)
+        total.addmm_(rows.T, rows, alpha=sign)
         return
-    roots = weights[rows].abs().sqrt_().unsqueeze(1)
-    sign = -1 if bool(weights[rows[0]] < 0) else 1
-    _add_gram(deltas.index_select(0, rows).mul_(roots), total, sign)
+    kept = ((weights != 0) & (deltas != 0).any(dim=1)).nonzero().squeeze(1)
+    if kept.numel() == 0:
+        return
+    roots = weights[kept].sqrt_().unsqueeze(1)
+    _add_gram_on_host(deltas.index_select(0, kept).mul_(roots), total, sign)
+
+
+def _weighted_rows(deltas: Tensor, weights: Tensor, at_most: int | None) -> Tensor:
+    """Rows sqrt(weights[k]) deltas[k] of `at_most` classes, all of weight > 0 among them.
+
+    Which classes these are stays on the device: only the number of rows must be known here.
+    """
+    if at_most is not None and at_most < len(weights):
+        weights, kept = weights.topk(at_most, sorted=False)
+        deltas = deltas.index_select(0, kept)
+    return deltas * weights.sqrt().unsqueeze(1)

@@ -134,15 +134,52 @@ def check_batch(features: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_state(features: Tensor, counts: Tensor, means: Tensor, sumsq: Tensor) -> None:
-    """Check that the state (counts (K,), means (K, d), sumsq (K,)) can take these features."""
+def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Check that every label (N,), on the host, is a class or `ignore_index`."""
+    if labels.numel() == 0:
+        return
+    low, high = labels.aminmax()
+    if int(low) >= 0 and int(high) < num_classes:
+        return
+    wide = labels.long()  # ignore_index need not fit into int32
+    wrong = ((wide < 0) | (wide >= num_classes)) & (wide != ignore_index)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(label_out_of_range(row, int(labels[row]), num_classes, ignore_index))
+
+
+def label_out_of_range(
+    row: int, label: int, num_classes: int, ignore_index: int, whose: str = ""
+) -> str:
+    """Say which label is no class, as the core does: `labels[row]` and, of what batch, `whose`."""
+    return (
+        f"labels[{row}]{whose} is {label}, expected a class in [0, {num_classes}) or "
+        f"ignore_index = {ignore_index}"
+    )
+
+
+def check_state(
+    features: Tensor,
+    counts: Tensor,
+    means: Tensor,
+    sumsq: Tensor,
+    error: Tensor | None,
+    *,
+    same_device: bool = True,
+) -> None:
+    """Check that a state (counts (K,), means (K, d), sumsq (K,), error (3,)) fits the features.
+
+    It must be where they are, unless not `same_device`.
+    """
     num_classes = counts.shape[0] if counts.ndim == 1 else -1
     num_features = features.shape[1] if features.ndim == 2 else -1
-    expected = (
+    expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
         ("counts", counts, (num_classes,), torch.int64),
         ("means", means, (num_classes, num_features), torch.float64),
         ("sumsq", sumsq, (num_classes,), torch.float64),
-    )
+    ]
+    if error is not None:
+        expected.append(("error", error, (3,), torch.int64))
     for name, tensor, shape, dtype in expected:
         if tensor.shape != shape:
             raise ValueError(
@@ -153,7 +190,7 @@ def check_state(features: Tensor, counts: Tensor, means: Tensor, sumsq: Tensor) 
             raise TypeError(f"{name} has dtype {tensor.dtype}, expected {dtype}")
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}, expected a contiguous tensor")
-        if tensor.device != features.device:
+        if same_device and tensor.device != features.device:
             raise ValueError(
                 f"{name} is on {tensor.device}, expected {features.device}, where features is"
             )

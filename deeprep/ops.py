@@ -1,12 +1,19 @@
-"""The core as torch operators: `torch.ops.deeprep.class_moments_`.
+"""The core as torch operators: `torch.ops.deeprep.class_moments_`, on the CPU and on CUDA.
 
 Registered through `torch.library.Library.define`/`impl` (a few microseconds a call, where the
 `custom_op` decorator costs over twenty), with a fake kernel, so it can be traced by torch.compile.
+
+On CUDA all work goes to the current stream of the features' device, scratch memory comes from
+torch's caching allocator and nothing waits for the device, so CUDA graphs can capture it. Only the
+device knows whether a label is out of range: it notes that in an error tensor (3,) int64, made by
+`new_error`, and from then on leaves the state alone until the tensor is refilled with -1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,12 +38,13 @@ _FEATURE_TYPES = {
     torch.float16: _core.FeatureType.float16,
     torch.bfloat16: _core.FeatureType.bfloat16,
 }
+_MAX_CUDA_ROWS = 2**32 - 2  # rows are numbered by 32 bits there, which halves what the sort moves
 _LABEL_TYPES = {torch.int32: _core.LabelType.int32, torch.int64: _core.LabelType.int64}
 
 _library = torch.library.Library("deeprep", "DEF")
 _library.define(
     "class_moments_(Tensor features, Tensor labels, Tensor(a!) counts, Tensor(b!) means, "
-    "Tensor(c!) sumsq, int ignore_index=-100) -> ()"
+    "Tensor(c!) sumsq, int ignore_index=-100, Tensor(d!)? error=None) -> ()"
 )
 
 
@@ -47,6 +55,7 @@ def class_moments_(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
+    error: Tensor | None = None,
 ) -> None:
     """Merge a batch's class moments into a running state, in place, reading the features once.
 
@@ -60,12 +69,18 @@ def class_moments_(
     features : (N, d) float64/32/16 or bfloat16, any strides.
     labels : (N,) int32/int64 in [0, K), or `ignore_index` for rows to skip.
     counts, means, sumsq : (K,) int64, (K, d) float64, (K,) float64; zeros to begin with.
+    error : (3,) int64 of -1, for CUDA features: takes the row and the value of the first label out
+        of range, in place of an exception, and the call does not wait for the device. This batch
+        and all later ones then leave the state as it is, until the tensor is refilled with -1.
+        Without it the call waits. Not used on the CPU.
 
     Raises
     ------
     ValueError, TypeError
-        On shapes, dtypes, devices that do not fit and on a label out of range; the state is
-        untouched.
+        On shapes, dtypes, devices that do not fit and on a label out of range (unless `error` takes
+        it); the state is untouched.
+    NotImplementedError
+        For CUDA features where this build has no CUDA kernels.
 
     Notes
     -----
@@ -82,7 +97,7 @@ def class_moments_(
     >>> counts.tolist(), means.flatten().tolist(), sumsq.tolist()
     ([2, 1], [2.0, 5.0], [2.0, 0.0])
     """
-    torch.ops.deeprep.class_moments_(features, labels, counts, means, sumsq, ignore_index)
+    torch.ops.deeprep.class_moments_(features, labels, counts, means, sumsq, ignore_index, error)
 
 
 def _class_moments_cpu(
@@ -92,10 +107,37 @@ def _class_moments_cpu(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
+    error: Tensor | None = None,
 ) -> None:
     _validate.check_batch(features, labels)
-    _validate.check_state(features, counts, means, sumsq)
+    _validate.check_state(features, counts, means, sumsq, error)
     _call_core(features, labels, counts, means, sumsq, ignore_index)
+
+
+def _class_moments_cuda(
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    means: Tensor,
+    sumsq: Tensor,
+    ignore_index: int = -100,
+    error: Tensor | None = None,
+) -> None:
+    require_core(features.device)
+    _validate.check_batch(features, labels)
+    _validate.check_state(features, counts, means, sumsq, error)
+    if error is not None:
+        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
+        return
+    if features.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "error is None while a CUDA graph is captured, expected a (3,) int64 tensor of -1: "
+            "labels cannot be checked before the graph runs"
+        )
+    error = new_error(features.device)
+    _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
+    if (bad := refused_label(error)) is not None:
+        raise ValueError(_validate.label_out_of_range(*bad, counts.shape[0], ignore_index))
 
 
 def merge_batch(
@@ -105,14 +147,18 @@ def merge_batch(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
+    error: Tensor | None = None,
 ) -> None:
-    """`class_moments_` on the CPU without torch's dispatcher, for a state known to be valid.
+    """`class_moments_` without torch's dispatcher, for a state known to be valid.
 
     A training loop updates once a batch: the dispatcher and the checks of the state would cost more
-    than the features of a small one.
+    than the features of a small one. `error` is given where the state is on CUDA.
     """
     _validate.check_batch(features, labels)
-    _call_core(features, labels, counts, means, sumsq, ignore_index)
+    if error is None:
+        _call_core(features, labels, counts, means, sumsq, ignore_index)
+    else:
+        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
 
 
 def _call_core(
@@ -126,15 +172,61 @@ def _call_core(
     labels = labels.contiguous()
     _core.class_moments(
         *_address(features),
-        labels.data_ptr(),
-        _LABEL_TYPES[labels.dtype],
-        ignore_index,
+        *_address_of_labels(labels, ignore_index),
         counts.data_ptr(),
         means.data_ptr(),
         sumsq.data_ptr(),
         counts.shape[0],
         torch.get_num_threads(),
     )
+
+
+def _call_cuda_core(
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    means: Tensor,
+    sumsq: Tensor,
+    ignore_index: int,
+    error: Tensor,
+) -> None:
+    num_rows, num_columns = features.shape
+    num_classes = counts.shape[0]
+    if num_rows == 0:
+        return
+    if num_rows > _MAX_CUDA_ROWS:
+        raise ValueError(
+            f"features has {num_rows} rows, expected at most {_MAX_CUDA_ROWS} in one CUDA update: "
+            "split the batch"
+        )
+    with _launching(features.device) as stream:
+        num_bytes = _core.class_moments_cuda_scratch(
+            num_rows, num_columns, _FEATURE_TYPES[features.dtype], num_classes
+        )
+        scratch = torch.empty(num_bytes, dtype=torch.uint8, device=features.device)
+        labels = labels.contiguous()
+        _core.class_moments_cuda(
+            *_address(features),
+            *_address_of_labels(labels, ignore_index),
+            counts.data_ptr(),
+            means.data_ptr(),
+            sumsq.data_ptr(),
+            num_classes,
+            error.data_ptr(),
+            scratch.data_ptr(),
+            num_bytes,
+            stream,
+        )
+
+
+@contextlib.contextmanager
+def _launching(device: torch.device) -> Iterator[int]:
+    """Make `device` the current one and yield the handle of its current stream."""
+    if device.type == "cpu":  # the kernels executed on the host, which has no streams
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
 
 
 def _address(features: Tensor) -> tuple[int, _core.FeatureType, int, int, int, int]:
@@ -147,6 +239,14 @@ def _address(features: Tensor) -> tuple[int, _core.FeatureType, int, int, int, i
     )
 
 
+def _address_of_labels(labels: Tensor, ignore_index: int) -> tuple[int, _core.LabelType, int]:
+    """Address and type of contiguous labels (N,) and the label to skip, as the core takes them.
+
+    The caller holds `labels` until the core is done: an address keeps nothing alive.
+    """
+    return labels.data_ptr(), _LABEL_TYPES[labels.dtype], ignore_index
+
+
 def shift_rows(
     features: Tensor, labels: Tensor, pivots: Tensor, out: Tensor, ignore_index: int
 ) -> None:
@@ -154,26 +254,80 @@ def shift_rows(
 
     Parameters
     ----------
-    features, labels : as for `class_moments_`, which has checked them; on the CPU.
+    features, labels : as for `class_moments_`; every label a class or `ignore_index`.
     pivots, out : (K, d) and (N, d), contiguous, float32, or float64 for float64 features.
     """
     labels = labels.contiguous()
-    _core.shift_rows(
+    arguments = (
         *_address(features),
-        labels.data_ptr(),
-        _LABEL_TYPES[labels.dtype],
-        ignore_index,
+        *_address_of_labels(labels, ignore_index),
         pivots.data_ptr(),
         out.data_ptr(),
-        torch.get_num_threads(),
     )
+    if on_host(features):
+        _core.shift_rows(*arguments, torch.get_num_threads())
+    else:
+        with _launching(features.device) as stream:
+            _core.shift_rows_cuda(*arguments, stream)
 
 
-def _class_moments_cuda(features: Tensor, *state: Any) -> None:
-    raise NotImplementedError(
-        f"features is on {features.device}, expected a CPU tensor: this build of deeprep holds the "
-        "CPU core only (deeprep.show_config()); pass features.cpu() and labels.cpu()"
+def squared_distances(points: Tensor, center: Tensor | None = None) -> Tensor:
+    """|points[k] - center|^2 (K,), reading the points once and storing no difference.
+
+    Parameters
+    ----------
+    points : (K, d) float64, contiguous.
+    center : (d,) float64; default: the origin.
+    """
+    center = None if center is None else center.contiguous()
+    out = points.new_empty(points.shape[0])
+    arguments = (
+        points.data_ptr(),
+        0 if center is None else center.data_ptr(),
+        out.data_ptr(),
+        points.shape[0],
+        points.shape[1],
     )
+    if on_host(points):
+        _core.squared_distances(*arguments, torch.get_num_threads())
+    else:
+        with _launching(points.device) as stream:
+            _core.squared_distances_cuda(*arguments, stream)
+    return out
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the CPU core takes this tensor; else the CUDA core does."""
+    return tensor.is_cpu
+
+
+def require_core(device: torch.device) -> None:
+    """Raise unless this build of deeprep can work on `device`."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device}, expected a CPU or a CUDA device")
+    if device.type == "cuda" and not _core.cuda:
+        raise NotImplementedError(
+            f"{device} needs deeprep's CUDA kernels, and this build holds the CPU core only "
+            "(deeprep.show_config()); with CUDA's nvcc on the PATH, build them by `pip install "
+            "--force-reinstall --no-deps --no-binary deeprep deeprep`, or by `pip install .` in "
+            "the source tree; or pass features.cpu() and labels.cpu()"
+        )
+
+
+def new_error(device: torch.device) -> Tensor:
+    """Make the tensor in which the CUDA core notes a label out of range: row, label, sealed."""
+    return torch.full((3,), -1, dtype=torch.int64, device=device)
+
+
+def is_refused(error: Tensor) -> Tensor:
+    """Whether a label out of range has been noted, () bool on the device: nothing is waited for."""
+    return error[0] >= 0
+
+
+def refused_label(error: Tensor) -> tuple[int, int] | None:
+    """Row and value of the label noted, None where there is none; waits for the device."""
+    row, label, _ = error.tolist()
+    return None if row < 0 else (row, label)
 
 
 def _class_moments_fake(
@@ -183,9 +337,10 @@ def _class_moments_fake(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
+    error: Tensor | None = None,
 ) -> None:
     _validate.check_batch(features, labels)
-    _validate.check_state(features, counts, means, sumsq)
+    _validate.check_state(features, counts, means, sumsq, error)
 
 
 _library.impl("class_moments_", _class_moments_cpu, "CPU")

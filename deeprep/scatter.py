@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deeprep import _pooled, _validate, ops
-from deeprep._validate import UndefinedStatisticError
+from deeprep import _pooled, _streaming, _validate, ops
+from deeprep._statistics import Moments, Statistics, Weighting
 
-Weighting = Literal["uniform", "prior"]
+__all__ = ["ClassScatter", "Weighting", "class_scatter"]
+
 _STATE_VERSION = 1
 
 
-class ClassScatter:
+class ClassScatter(Statistics):
     """Counts, means and sums of squares of every class, updated batch by batch in one pass.
 
     Everything the metrics need comes from here. With z_ki the i-th of n_k features of class k::
@@ -32,17 +32,24 @@ class ClassScatter:
     ----------
     num_classes, num_features : K and d, at least 1.
     full : also accumulate S, which nc1, the ranks and the linear probe need.
-    device : where the state lives; features must be there too. Default: the CPU.
+    device : where the state lives, the CPU by default, and where features must be; a CUDA state
+        takes features in host memory too and streams them there.
     ignore_index : label of rows to skip.
 
     Raises
     ------
     ValueError, TypeError
         On K < 1 or d < 1, naming the argument.
+    NotImplementedError
+        For a CUDA device where this build of deeprep has no CUDA kernels.
 
     Notes
     -----
     Definitions: arXiv 2311.02960, section 2.
+
+    On CUDA `update` does not wait for the device to find out whether the labels are classes. If
+    one is not, its batch and all later ones are left out, and from then on whatever reads the state
+    raises a ValueError that names it, until `reset` or `load_state_dict`.
 
     Examples
     --------
@@ -56,256 +63,197 @@ class ClassScatter:
     (1.0, 3.25)
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        num_features: int,
-        *,
-        full: bool = False,
-        device: torch.device | str | None = None,
-        ignore_index: int = -100,
-    ) -> None:
-        self.num_classes = _validate.check_positive("num_classes", num_classes)
-        self.num_features = _validate.check_positive("num_features", num_features)
-        self.full = bool(full)
-        self.ignore_index = int(ignore_index)
-        shape = (self.num_classes, self.num_features)
-        self.counts = torch.zeros(shape[:1], dtype=torch.int64, device=device)
-        self.means = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.sumsq = torch.zeros(shape[:1], dtype=torch.float64, device=device)
-        self._products: Tensor | None = None  # S
-        if self.full:
-            square = (self.num_features, self.num_features)
-            self._products = torch.zeros(square, dtype=torch.float64, device=device)
-        self.resolution = 0.0
-        self._warned_empty = False
-
     def __repr__(self) -> str:
         return (
             f"ClassScatter(num_classes={self.num_classes}, num_features={self.num_features}, "
-            f"full={self.full}, num_samples={self.num_samples})"
+            f"full={self.full}, num_samples={int(self._moments.counts.sum())})"
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the state lives."""
-        return self.means.device
 
     # ---------------------------------------------------------------- accumulation
 
     def update(self, features: Any, labels: Any) -> None:
         """Take in a batch: features (N, d), labels (N,) or one-hot (N, K). N = 0 is legal.
 
+        On CUDA the call does not wait for the device, except to check one-hot labels. Features in
+        host memory (pinned memory saves a copy) go to a CUDA state slab by slab, copies and
+        computation overlapping; they have been read when the call returns.
+
         Parameters
         ----------
         features : torch tensor, NumPy array or DLPack object, float64/32/16 or bfloat16, any
             strides; read in place.
-        labels : int32/int64 in [0, K) or `ignore_index`; or one-hot rows.
+        labels : int32/int64 in [0, K) or `ignore_index`; or one-hot rows. Where features are.
 
         Raises
         ------
         ValueError, TypeError
-            On shapes, dtypes, devices or labels that do not fit; the state is untouched.
+            On shapes, dtypes, devices or labels that do not fit; the state is untouched. Labels on
+            CUDA that do not fit raise at the next read of the state, see `ClassScatter`.
         """
         features, labels = _validate.to_tensors(features, labels, self.num_classes)
-        if self._products is None:
-            self._update_moments(features, labels)
+        if self._error is not None and ops.on_host(features):
+            _validate.check_batch(features, labels)
+            _validate.check_state(features, *self._moments, self._error, same_device=False)
+            _validate.check_labels(labels, self.num_classes, self.ignore_index)
+            _streaming.stream(features, labels, self.device, self._take)
         else:
-            batch = ClassScatter(self.num_classes, self.num_features, device=self.device)
-            batch.ignore_index = self.ignore_index
-            batch._update_moments(features, labels)
-            _pooled.add_shifted_gram(features, labels, batch, self._products)
-            self._merge_moments(batch)
+            self._take(features, labels)
         # Half types are widened to float32 before anything is computed.
         unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
         self.resolution = max(self.resolution, unit)
 
-    def _update_moments(self, features: Tensor, labels: Tensor) -> None:
-        # The state is this object's own, and valid; plain tensors of its width need no dispatcher.
+    def _take(self, features: Tensor, labels: Tensor) -> None:
+        """Take in a batch that is where the state is."""
+        if self._products is None:
+            self._update(self._moments, features, labels)
+            return
+        batch = Moments.zeros(self.num_classes, self.num_features, self.device)
+        self._update(batch, features, labels)
+        _pooled.add_shifted_gram(
+            features, labels, batch, self.ignore_index, self._products, self._error
+        )
+        self._merge_moments(batch, at_most=features.shape[0])
+
+    def _update(self, moments: Moments, features: Tensor, labels: Tensor) -> None:
+        # The moments are this object's own, and valid; plain tensors of their width and place need
+        # no dispatcher.
         direct = (
             type(features) is Tensor
-            and features.is_cpu
-            and self.means.is_cpu
-            and features.shape[1:] == self.means.shape[1:]
+            and features.shape[1:] == moments.means.shape[1:]
+            and features.device == moments.means.device
             and not torch.compiler.is_compiling()
         )
         update = ops.merge_batch if direct else ops.class_moments_
-        update(features, labels, self.counts, self.means, self.sumsq, self.ignore_index)
+        update(features, labels, *moments, self.ignore_index, self._error)
 
     def merge(self, other: ClassScatter) -> None:
-        """Take in all that `other` has seen, exactly (Chan, Golub, LeVeque 1979).
+        """Take in all that `other`, on any device, has seen, exactly (Chan, Golub, LeVeque 1979).
 
         Raises
         ------
         ValueError
-            Where K, d or `full` differ; the state is untouched.
+            Where K, d or `full` differ, or either state holds an error; this one is untouched.
         """
         for name in ("num_classes", "num_features", "full"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(f"other.{name} is {theirs}, expected {mine} as in this state")
+        self._require_accepted()
+        other._require_accepted()
         if self._products is not None and other._products is not None:
             self._products += other._products.to(self.device)
-        self._merge_moments(other)
+        self._merge_moments(Moments(*(tensor.to(self.device) for tensor in other._moments)))
         self.resolution = max(self.resolution, other.resolution)
 
-    def _merge_moments(self, other: ClassScatter) -> None:
-        """Merge counts, means, sums of squares, and what the distance of the means adds to S."""
-        counts = other.counts.to(self.device)
-        share = counts.double() / (self.counts + counts).clamp_(min=1)
-        weights = self.counts * share
-        deltas = other.means.to(self.device) - self.means
+    def _merge_moments(self, other: Moments, at_most: int | None = None) -> None:
+        """Merge moments on the same device, and what the distance of the means adds to S.
+
+        No more than `at_most` classes of `other` have samples, where that is known.
+        """
+        counts, means, sumsq = self._moments
+        share = other.counts.double() / (counts + other.counts).clamp_(min=1)
+        weights = counts * share
+        deltas = other.means - means
         if self._products is not None:
-            _pooled.add_merge_terms(deltas, weights, self._products)
-        self.sumsq += other.sumsq.to(self.device) + weights * deltas.square().sum(dim=1)
-        self.means += deltas.mul_(share.unsqueeze(1))
-        self.counts += counts
+            _pooled.add_merge_terms(deltas, weights, self._products, at_most=at_most)
+        sumsq += other.sumsq + weights * deltas.square().sum(dim=1)
+        means += deltas.mul_(share.unsqueeze(1))
+        counts += other.counts
 
     def all_reduce(self, group: Any = None) -> None:
         """Make the states of all processes of a torch.distributed group one: their merge.
 
         Two sums over the group: first n and n*mean, then sumsq + n |mean_rank - mean|^2 (and S).
+
+        Raises
+        ------
+        ValueError
+            In every process, where the state of any holds an error; all are untouched.
         """
         from torch import distributed
 
-        counts, sums = self.counts.clone(), self.counts.unsqueeze(1) * self.means
-        distributed.all_reduce(counts, group=group)
+        counts, means, sumsq = self._moments
+        if self._error is None:
+            refused = counts.new_zeros(1)
+        else:
+            refused = ops.is_refused(self._error).reshape(1).long()
+        # In one message: a process that raised alone would leave the others waiting.
+        total = torch.cat([counts, refused])
+        sums = counts.unsqueeze(1) * means
+        distributed.all_reduce(total, group=group)
         distributed.all_reduce(sums, group=group)
-        means = sums.div_(counts.clamp(min=1).unsqueeze(1))
-        deltas = self.means - means
-        self.sumsq += self.counts * deltas.square().sum(dim=1)
-        distributed.all_reduce(self.sumsq, group=group)
+        if int(total[-1]):
+            self._require_accepted()
+            raise ValueError(
+                f"the states of {int(total[-1])} other processes have refused labels out of range, "
+                "expected none; see the error raised there"
+            )
+        total_means = sums.div_(total[:-1].clamp(min=1).unsqueeze(1))
+        deltas = means - total_means
+        sumsq += counts * deltas.square().sum(dim=1)
+        distributed.all_reduce(sumsq, group=group)
         if self._products is not None:
-            _pooled.add_merge_terms(deltas, self.counts.double(), self._products)
+            _pooled.add_merge_terms(deltas, counts.double(), self._products)
             distributed.all_reduce(self._products, group=group)
         resolution = torch.tensor(self.resolution, dtype=torch.float64, device=self.device)
         distributed.all_reduce(resolution, op=distributed.ReduceOp.MAX, group=group)
         self.resolution = float(resolution)
-        self.counts.copy_(counts)
-        self.means.copy_(means)
+        counts.copy_(total[:-1])
+        means.copy_(total_means)
 
     def reset(self) -> None:
-        """Forget every sample."""
-        for tensor in (self.counts, self.means, self.sumsq, self._products):
-            if tensor is not None:
-                tensor.zero_()
+        """Forget every sample and every error."""
+        for tensor in self._tensors().values():
+            tensor.zero_()
+        self._clear_error()
         self.resolution = 0.0
         self._warned_empty = False
 
-    # ---------------------------------------------------------------- statistics
+    def _clear_error(self) -> None:
+        if self._error is not None:
+            self._error.fill_(-1)
 
-    @property
-    def num_samples(self) -> int:
-        """N = sum_k n_k, ignored rows left out."""
-        return int(self.counts.sum())
+    # ---------------------------------------------------------------- moving and saving
 
-    def _require_samples(self, statistic: str) -> int:
-        samples = self.num_samples
-        if samples == 0:
-            raise UndefinedStatisticError(
-                f"{statistic} is undefined: the state has seen no samples, expected at least one"
-            )
-        return samples
-
-    @property
-    def present(self) -> Tensor:
-        """Indices (P,) of the classes with samples; warns once a state if some have none.
-
-        Raises
-        ------
-        UndefinedStatisticError
-            Where no class has samples.
-        """
-        self._require_samples("every statistic")
-        present = self.counts.nonzero().squeeze(1)
-        empty = self.num_classes - present.numel()
-        if empty and not self._warned_empty:
-            self._warned_empty = True
-            warnings.warn(
-                f"{empty} of {self.num_classes} classes have no samples and are left out",
-                UserWarning,
-                stacklevel=3,
-            )
-        return present
-
-    @property
-    def nonfinite_classes(self) -> list[int]:
-        """Classes that a NaN or an infinity has reached."""
-        finite = self.sumsq.isfinite() & self.means.isfinite().all(dim=1)
-        return [int(k) for k in (~finite).nonzero().squeeze(1)]
-
-    @property
-    def global_mean(self) -> Tensor:
-        """mu_G = (1/N) sum_k n_k mu_k, (d,) float64."""
-        samples = self._require_samples("global_mean")
-        return (self.counts.double() / samples) @ self.means
-
-    @property
-    def trace_within(self) -> float:
-        """Tr Sigma_W = (1/N) sum_k sum_i |z_ki - mu_k|^2."""
-        samples = self._require_samples("trace_within")
-        return float(self.sumsq.sum()) / samples
-
-    def trace_between(self, weighting: Weighting = "uniform") -> float:
-        """Tr Sigma_B = sum_k w_k |mu_k - mu_G|^2 over the classes with samples.
-
-        Parameters
-        ----------
-        weighting : "uniform" for w_k = 1/K (the paper's), "prior" for w_k = n_k/N.
+    def to(self, device: torch.device | str) -> ClassScatter:
+        """Return the state on `device`: a new one, or this one where it is there already.
 
         Examples
         --------
         >>> import torch, deeprep
-        >>> s = deeprep.class_scatter(torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([0, 0, 1]))
-        >>> s.trace_between(), s.trace_between("prior")
-        (2.5, 2.0)
+        >>> s = deeprep.class_scatter(torch.eye(2), torch.tensor([0, 1]))
+        >>> s.to("cpu") is s
+        True
         """
-        weights = self._class_weights(weighting)
-        distances = (self.means[self.present] - self.global_mean).square_().sum(dim=1)
-        return float(weights @ distances)
+        ops.require_core(torch.device(device))
+        if torch.empty(0, device=device).device == self.device:  # "cuda" is the current one
+            return self
+        self._require_accepted()
+        moved = ClassScatter(
+            self.num_classes,
+            self.num_features,
+            full=self.full,
+            device=device,
+            ignore_index=self.ignore_index,
+        )
+        for target, source in zip(moved._tensors().values(), self._tensors().values(), strict=True):
+            target.copy_(source)
+        moved.resolution = self.resolution
+        moved._warned_empty = self._warned_empty
+        return moved
 
-    def _class_weights(self, weighting: Weighting) -> Tensor:
-        """Weights (P,) of the present classes in Sigma_B, summing to one."""
-        counts = self.counts[self.present].double()
-        if weighting == "uniform":
-            return torch.full_like(counts, 1.0 / counts.numel())
-        if weighting == "prior":
-            return counts / counts.sum()
-        raise ValueError(f"weighting is {weighting!r}, expected 'uniform' or 'prior'")
-
-    @property
-    def pooled_scatter(self) -> Tensor:
-        """S = N Sigma_W, (d, d) float64; needs ``full=True``."""
-        if self._products is None:
-            raise ValueError(
-                "this ClassScatter has full=False, expected full=True: the (d, d) matrices were "
-                "not accumulated"
-            )
-        return self._products.clone()
-
-    @property
-    def within(self) -> Tensor:
-        """Sigma_W = (1/N) sum_k sum_i (z_ki - mu_k)(z_ki - mu_k)', (d, d) float64."""
-        return self.pooled_scatter / self._require_samples("within")
-
-    @property
-    def between(self) -> Tensor:
-        """Sigma_B = (1/K) sum_k (mu_k - mu_G)(mu_k - mu_G)', (d, d) float64; full only."""
-        if not self.full:
-            raise ValueError("this ClassScatter has full=False, expected full=True")
-        centered = self.means[self.present] - self.global_mean
-        return centered.T @ centered / centered.shape[0]
-
-    # ---------------------------------------------------------------- saving
+    def _tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor of everything that grows with the samples."""
+        tensors = self._moments._asdict()
+        return tensors if self._products is None else {**tensors, "products": self._products}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue elsewhere; tensors are copies."""
+        self._require_accepted()
         return {
             "version": _STATE_VERSION,
-            "counts": self.counts.clone(),
-            "means": self.means.clone(),
-            "sumsq": self.sumsq.clone(),
-            "products": None if self._products is None else self._products.clone(),
+            "products": None,
+            **{name: tensor.clone() for name, tensor in self._tensors().items()},
             "resolution": self.resolution,
             "ignore_index": self.ignore_index,
         }
@@ -323,9 +271,7 @@ class ClassScatter:
             raise ValueError(f"state['version'] is {found!r}, expected {_STATE_VERSION}")
         if (state["products"] is not None) != self.full:
             raise ValueError(f"state has full={not self.full}, expected full={self.full}")
-        targets = {"counts": self.counts, "means": self.means, "sumsq": self.sumsq}
-        if self._products is not None:
-            targets["products"] = self._products
+        targets = self._tensors()
         for name, target in targets.items():
             found = state[name]
             if found.shape != target.shape or found.dtype != target.dtype:
@@ -335,6 +281,7 @@ class ClassScatter:
                 )
         for name, target in targets.items():
             target.copy_(state[name])
+        self._clear_error()
         self.resolution = float(state["resolution"])
         self.ignore_index = int(state["ignore_index"])
 
@@ -346,6 +293,7 @@ def class_scatter(
     *,
     full: bool = False,
     ignore_index: int = -100,
+    device: torch.device | str | None = None,
 ) -> ClassScatter:
     """Class-scatter statistics of one feature matrix, in one pass.
 
@@ -357,10 +305,12 @@ def class_scatter(
     num_classes : K; default: the largest label + 1 (or the width of one-hot rows).
     full : also accumulate the (d, d) pooled within-class scatter.
     ignore_index : label of rows to skip.
+    device : where to compute; default: where the features are. A CUDA device streams features that
+        are in host memory.
 
     Returns
     -------
-    ClassScatter on the device of the features.
+    ClassScatter on `device`.
 
     Raises
     ------
@@ -391,7 +341,7 @@ def class_scatter(
         num_classes,
         features.shape[1],
         full=full,
-        device=features.device,
+        device=features.device if device is None else device,
         ignore_index=ignore_index,
     )
     scatter.update(features, labels)

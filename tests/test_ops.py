@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import deeprep
 from deeprep import _core, reference
@@ -165,6 +166,14 @@ def test_strides_do_not_change_a_bit(seed, dtype, layout):
         assert torch.equal(a, b)
 
 
+def test_strided_labels_are_read_right():
+    features, labels = make_batch(1, 5000, 12, 4, torch.float32, "gaussian", ignored=True)
+    strided = labels.repeat_interleave(2)[::2]
+    expected = moments(features, labels, 4)
+    for a, b in zip(moments(features, strided, 4), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_half_precision_is_widened_exactly():
     every_bit_pattern = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
@@ -250,7 +259,8 @@ def test_arguments_that_do_not_fit_are_named(change, error, message):
         deeprep.ops.class_moments_(**{**arguments, **change})
 
 
-def test_opcheck():
+@pytest.mark.parametrize("error", [None, torch.full((3,), -1)])
+def test_opcheck(error):
     for dtype in DTYPES:
         features, labels = make_batch(5, 20, 6, 3, dtype, "gaussian")
         state = (
@@ -259,15 +269,18 @@ def test_opcheck():
             torch.zeros(3, dtype=torch.float64),
         )
         torch.library.opcheck(
-            torch.ops.deeprep.class_moments_.default, (features, labels, *state, -100)
+            torch.ops.deeprep.class_moments_.default, (features, labels, *state, -100, error)
         )
 
 
+@pytest.mark.parametrize("with_error", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_works_under_torch_compile(backend):
+def test_works_under_torch_compile(backend, with_error):
+    error = torch.full((3,), -1) if with_error else None
+
     def step(features, labels, counts, means, sumsq):
         hidden = torch.relu(features * 2)
-        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100)
+        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100, error)
         return sumsq * 2
 
     features, labels = make_batch(6, 50, 8, 3, torch.float32, "gaussian")
@@ -277,6 +290,40 @@ def test_works_under_torch_compile(backend):
     for got, wanted in zip(state, expected, strict=True):
         assert torch.equal(got, wanted)
     assert torch.equal(doubled, 2 * expected[2])
+
+
+def test_shapes_and_devices_are_checked_while_tracing_for_cuda():
+    with FakeTensorMode():
+        features, labels = torch.ones(4, 2, device="cuda"), torch.zeros(4, device="cuda").long()
+        state = [torch.zeros(shape, device="cuda") for shape in ((3,), (3, 2), (3,))]
+        state = [state[0].long(), state[1].double(), state[2].double()]
+        error = torch.zeros(3, dtype=torch.int64, device="cuda")
+        torch.ops.deeprep.class_moments_(features, labels, *state, -100, error)
+        with pytest.raises(ValueError, match="error is on cpu, expected cuda:0, where features is"):
+            torch.ops.deeprep.class_moments_(features, labels, *state, -100, torch.ones(3).long())
+
+
+@given(
+    seed=st.integers(0, 1000),
+    num_points=st.sampled_from([1, 2, 33, 500]),
+    num_columns=st.sampled_from([1, 3, 8, 100, 2100]),
+    offset=st.sampled_from([0.0, 1e6]),
+    centered=st.booleans(),
+)
+def test_squared_distances(seed, num_points, num_columns, offset, centered):
+    torch.manual_seed(seed)
+    points = torch.randn(num_points, num_columns, dtype=torch.float64) + offset
+    center = torch.randn(num_columns, dtype=torch.float64) + offset if centered else None
+    expected = (points if center is None else points - center).square().sum(dim=1)
+    got = deeprep.ops.squared_distances(points, center)
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
+def test_squared_distances_of_nonfinite_points_stay_with_their_point():
+    points = torch.ones(3, 5, dtype=torch.float64)
+    points[1, 4] = torch.nan
+    points[2, 0] = torch.inf
+    assert deeprep.ops.squared_distances(points).isfinite().tolist() == [True, False, False]
 
 
 def test_an_unknown_instruction_set_is_refused_by_name():

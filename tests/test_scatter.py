@@ -188,10 +188,12 @@ def test_empty_classes_are_left_out_and_reported_once():
     assert within_five == deeprep.compression(class_scatter(features, labels, 3))
 
 
-def test_ignore_index_skips_rows():
+@pytest.mark.parametrize("ignore_index", [255, 2])  # 2 is a class otherwise
+def test_ignore_index_skips_rows(ignore_index):
     features, labels = make_data()
     kept = labels != 2
-    s = class_scatter(features, torch.where(kept, labels, 255), 4, full=True, ignore_index=255)
+    marked = torch.where(kept, labels, ignore_index)
+    s = class_scatter(features, marked, 4, full=True, ignore_index=ignore_index)
     expected = class_scatter(features[kept], labels[kept], 4, full=True)
     assert_same(s, expected, 1e-12)
 
@@ -226,6 +228,20 @@ def test_states_that_do_not_fit_cannot_be_merged():
         ClassScatter(2, 2).merge(ClassScatter(2, 3))
     with pytest.raises(ValueError, match="this ClassScatter has full=False"):
         _ = ClassScatter(2, 2).within
+
+
+def test_the_state_is_read_but_not_replaced():
+    s = ClassScatter(2, 2)
+    for name in ("counts", "means", "sumsq", "device"):
+        with pytest.raises(AttributeError):
+            setattr(s, name, torch.zeros(2))
+
+
+def test_class_scatter_computes_where_it_is_told():
+    features, labels = make_data()
+    assert_same(class_scatter(features, labels, device="cpu"), class_scatter(features, labels), 0)
+    with pytest.raises(ValueError, match="device is meta, expected a CPU or a CUDA device"):
+        class_scatter(features, labels, device="meta")
 
 
 def test_nonfinite_classes_are_known():

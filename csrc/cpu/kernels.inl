@@ -99,8 +99,10 @@ bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, in
   uint64_t invalid = 0;
   for (int64_t i = 0; i < num_rows; ++i) {
     const int64_t label = labels[i];
-    const bool is_class = static_cast<uint64_t>(label) < limit;
-    invalid |= static_cast<uint64_t>(!is_class) & static_cast<uint64_t>(label != ignore_index);
+    const bool in_range = static_cast<uint64_t>(label) < limit;
+    const bool is_kept = label != ignore_index;
+    invalid |= static_cast<uint64_t>(!in_range) & static_cast<uint64_t>(is_kept);
+    const bool is_class = in_range && is_kept;
     classes[i] = is_class ? static_cast<int32_t>(label) : -1;
   }
   return invalid == 0;

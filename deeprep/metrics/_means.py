@@ -6,12 +6,14 @@ the K x K matrix of the pairs never exists and each pair is computed once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from deeprep import ops
 from deeprep._validate import UndefinedStatisticError
 from deeprep.scatter import ClassScatter
 
@@ -68,14 +70,19 @@ def ratio(numerator: float, denominator: float, statistic: str) -> float:
 
 def rounding_of_means(s: ClassScatter) -> float:
     """Return the length below which mu_k - mu_G is nothing but the rounding of the subtraction."""
-    return 16.0 * EPS * float(torch.linalg.vector_norm(s.means, dim=1).max())
+    return 16.0 * EPS * math.sqrt(float(ops.squared_distances(s.means).max()))
 
 
 def centered_means(s: ClassScatter, present: Tensor) -> Tensor:
     """Return mu_k - mu_G (P, d) in new memory; exactly zero where only rounding is left."""
     centered = present_means(s, present) - s.global_mean
-    rounding = torch.linalg.vector_norm(centered, dim=1) <= rounding_of_means(s)
-    return centered.masked_fill_(rounding.unsqueeze(1), 0.0)
+    return centered.masked_fill_((centered_norms(s, present) == 0.0).unsqueeze(1), 0.0)
+
+
+def centered_norms(s: ClassScatter, present: Tensor) -> Tensor:
+    """Return |mu_k - mu_G| (P,); exactly zero where only rounding is left."""
+    norms = ops.squared_distances(s.means, s.global_mean).sqrt_()[present]
+    return norms.masked_fill_(norms <= rounding_of_means(s), 0.0)
 
 
 def present_means(s: ClassScatter, present: Tensor) -> Tensor:

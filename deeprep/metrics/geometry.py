@@ -99,7 +99,7 @@ def equinorm(s: ClassScatter) -> float:
     present = _means.present_classes(s, "equinorm")
     if not _means.is_finite(s, "equinorm"):
         return float("nan")
-    norms = torch.linalg.vector_norm(_means.centered_means(s, present), dim=1)
+    norms = _means.centered_norms(s, present)
     return _means.ratio(float(norms.std(correction=0)), float(norms.mean()), "equinorm")
 
 

@@ -1,0 +1,103 @@
+// Element types on the device: loading a few neighbouring columns of a row, and exact widening.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/simt.h"
+#include "dispatch.h"
+
+namespace deeprep::cuda {
+
+// kVector: the columns that a thread owns, 16 bytes of float32, bfloat16 and float16, 32 of
+// float64.
+template <FeatureType kType>
+struct Element;
+
+template <>
+struct Element<FeatureType::kFloat32> {
+  using Bits = uint32_t;
+  using Accumulator = float;
+  static constexpr int kVector = 4;
+  __device__ static float widen(Bits bits) { return simt::bits_to_float(bits); }
+};
+template <>
+struct Element<FeatureType::kFloat64> {
+  using Bits = uint64_t;
+  using Accumulator = double;
+  static constexpr int kVector = 4;
+  __device__ static double widen(Bits bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+};
+template <>
+struct Element<FeatureType::kFloat16> {
+  using Bits = uint16_t;
+  using Accumulator = float;
+  static constexpr int kVector = 8;
+  __device__ static float widen(Bits bits) { return simt::half_to_float(bits); }
+};
+template <>
+struct Element<FeatureType::kBFloat16> {
+  using Bits = uint16_t;
+  using Accumulator = float;
+  static constexpr int kVector = 8;
+  __device__ static float widen(Bits bits) {
+    return simt::bits_to_float(static_cast<uint32_t>(bits) << 16);
+  }
+};
+
+// A thread's columns of one row, as loaded.
+template <FeatureType kType>
+struct Columns {
+  using Type = Element<kType>;
+  using Bits = typename Type::Bits;
+  static constexpr int kVector = Type::kVector;
+  static constexpr int kWords = kVector * static_cast<int>(sizeof(Bits)) / 4;
+  uint32_t words[kWords];
+
+  // All kVector columns of a contiguous row, from a 16-byte aligned address; zeros if not `exist`.
+  __device__ __forceinline__ void load_vector(const char* row, bool exist) {
+#pragma unroll
+    for (int w = 0; w < kWords; w += 4) {
+      const uint4 four = exist ? simt::load128(row + 4 * w) : uint4{0, 0, 0, 0};
+      words[w] = four.x;
+      words[w + 1] = four.y;
+      words[w + 2] = four.z;
+      words[w + 3] = four.w;
+    }
+  }
+
+  // The first num_columns columns, column_stride bytes apart; zeros for the others.
+  __device__ __forceinline__ void load_each(const char* row, int64_t column_stride,
+                                            int num_columns) {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) words[w] = 0;
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      if (e >= num_columns) continue;
+      const Bits bits = *reinterpret_cast<const Bits*>(row + e * column_stride);
+      if constexpr (sizeof(Bits) == 2) {
+        words[e / 2] |= static_cast<uint32_t>(bits) << (16 * (e % 2));
+      } else if constexpr (sizeof(Bits) == 4) {
+        words[e] = bits;
+      } else {
+        words[2 * e] = static_cast<uint32_t>(bits);
+        words[2 * e + 1] = static_cast<uint32_t>(bits >> 32);
+      }
+    }
+  }
+
+  __device__ __forceinline__ typename Type::Accumulator value(int e) const {
+    if constexpr (sizeof(Bits) == 2) {
+      return Type::widen(static_cast<Bits>(words[e / 2] >> (16 * (e % 2)) & 0xffffu));
+    } else if constexpr (sizeof(Bits) == 4) {
+      return Type::widen(words[e]);
+    } else {
+      return Type::widen(static_cast<uint64_t>(words[2 * e + 1]) << 32 | words[2 * e]);
+    }
+  }
+};
+
+}  // namespace deeprep::cuda

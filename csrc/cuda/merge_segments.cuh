@@ -1,0 +1,87 @@
+// Merging the segments that waited into the state, and what is left to do once a class: counts,
+// sums of squares, and the report of a label out of range.
+#pragma once
+
+#include "cuda/sum_segments.cuh"
+
+namespace deeprep::cuda {
+
+// Merges each class that has several segments, in order. What its sum of squares grows by is left
+// where the growth of its first segment was. Parallel axis: (class, strip).
+static __global__ void merge_segments(Batch batch, int team_size) {
+  constexpr int kVector = 4;
+  if (is_refused(batch)) return;
+  const Team team = Team::of_this_thread(team_size);
+  const int64_t num_strips = batch.plan.num_strips;
+  const int64_t num_items = batch.num_classes * num_strips;
+  for (int64_t item = thread_index() / team_size; item < num_items;
+       item += num_threads() / team_size) {
+    const int64_t k = item / num_strips;
+    const int64_t strip = item % num_strips;
+    const int64_t first = first_segment_of(batch, k);
+    const int64_t last = first_segment_of(batch, k + 1);
+    if (last - first < 2) continue;
+    const int64_t column = strip * kStripColumns + team.rank * kVector;
+    const int64_t left = batch.num_columns - column;
+    const int count = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
+    double* state_mean = batch.means + k * batch.num_columns + column;
+    double mean[kVector];
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) mean[e] = e < count ? state_mean[e] : 0;
+    int64_t n = batch.counts[k];
+    double total = 0;
+    for (int64_t s = first; s < last; ++s) {
+      const Segment segment = batch.segments[s];
+      const double* waiting =
+          batch.segment_means + waiting_slot(batch, segment, s) * batch.num_columns + column;
+      double other[kVector];
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) other[e] = e < count ? waiting[e] : 0;
+      const double between = merge_mean(team, other, segment.num_rows, n, mean, count);
+      if (team.rank == 0) total += batch.segment_growth[s * num_strips + strip] + between;
+      n += segment.num_rows;
+    }
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      if (e < count) state_mean[e] = mean[e];
+    }
+    if (team.rank == 0) batch.segment_growth[first * num_strips + strip] = total;
+  }
+}
+
+// Adds rows and growth to each class. Parallel axis: classes, a warp each.
+static __global__ void finish(Batch batch) {
+  if (is_refused(batch)) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
+  const int64_t num_strips = batch.plan.num_strips;
+  for (int64_t k = thread_index() / kWarpThreads; k < batch.num_classes;
+       k += num_threads() / kWarpThreads) {
+    const int64_t first = first_segment_of(batch, k);
+    const int64_t last = first_segment_of(batch, k + 1);
+    if (first == last) continue;
+    // In order, like the CPU: each warp's load takes 32 strips, each addition one.
+    double sumsq = batch.sumsq[k];
+    for (int64_t base = 0; base < num_strips; base += kWarpThreads) {
+      const double mine =
+          base + lane < num_strips ? batch.segment_growth[first * num_strips + base + lane] : 0;
+      for (int i = 0; i < kWarpThreads && base + i < num_strips; ++i) {
+        sumsq += __shfl_sync(~0u, mine, i);
+      }
+    }
+    if (lane != 0) continue;
+    batch.sumsq[k] = sumsq;
+    int64_t num_rows = 0;
+    for (int64_t s = first; s < last; ++s) num_rows += batch.segments[s].num_rows;
+    batch.counts[k] += num_rows;
+  }
+}
+
+// Notes the label out of range beside its row, once.
+template <typename Label>
+__global__ void report_label(Batch batch, const Label* labels) {
+  if (thread_index() != 0 || !is_refused(batch) || batch.error[2] != -1) return;
+  batch.error[1] = labels[batch.error[0]];
+  batch.error[2] = 1;
+}
+
+}  // namespace deeprep::cuda

@@ -1,0 +1,122 @@
+// The launchers: CUDA's streams and CUB under the sequence of cuda/update.h.
+#include <cub/device/device_radix_sort.cuh>
+#include <cub/device/device_scan.cuh>
+
+#include "cuda/stream.h"
+#include "cuda/update.h"
+
+namespace deeprep::cuda {
+namespace {
+
+// Queues work on a stream and keeps the first error.
+class StreamDevice {
+ public:
+  explicit StreamDevice(Stream stream) : stream_(static_cast<cudaStream_t>(stream)) {
+    int device = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
+  }
+
+  Status status() const {
+    if (error_ == cudaSuccess) return {};
+    return {Code::kCudaError, static_cast<int64_t>(error_)};
+  }
+
+  static int threads_per_block() { return 256; }
+
+  static int64_t place(const char*, int64_t bytes) {
+    return ceil_div(bytes, kScratchAlignment) * kScratchAlignment;
+  }
+
+  // Enough to fill the device a few times over; kernels walk what is more.
+  int64_t max_blocks(int threads) const { return int64_t{8} * multiprocessors_ * (2048 / threads); }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments... arguments) {
+    if (error_ != cudaSuccess) return;
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, stream_>>>(
+        arguments...);
+    check(cudaGetLastError());
+  }
+
+  size_t sort_bytes(int64_t num_rows) {
+    const uint32_t* in = nullptr;
+    uint32_t* out = nullptr;
+    size_t bytes = 0;
+    check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, in, out, in, out, num_rows, 0, 32,
+                                          stream_));
+    return bytes;
+  }
+
+  void sort(void* temporary, size_t bytes, const uint32_t* keys, uint32_t* sorted_keys,
+            const uint32_t* rows, uint32_t* sorted_rows, int64_t num_rows, int key_bits) {
+    if (error_ != cudaSuccess) return;
+    check(cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, sorted_keys, rows, sorted_rows,
+                                          num_rows, 0, key_bits, stream_));
+  }
+
+  size_t sum_bytes(int64_t count) {
+    const int64_t* in = nullptr;
+    int64_t* out = nullptr;
+    size_t bytes = 0;
+    check(cub::DeviceScan::ExclusiveSum(nullptr, bytes, in, out, count, stream_));
+    return bytes;
+  }
+
+  // sums[i]: of all values before i.
+  void sum(void* temporary, size_t bytes, const int64_t* values, int64_t* sums, int64_t count) {
+    if (error_ != cudaSuccess) return;
+    check(cub::DeviceScan::ExclusiveSum(temporary, bytes, values, sums, count, stream_));
+  }
+
+ private:
+  void check(cudaError_t error) {
+    if (error_ == cudaSuccess) error_ = error;
+  }
+
+  cudaStream_t stream_;
+  int multiprocessors_ = 1;
+  cudaError_t error_ = cudaSuccess;
+};
+
+}  // namespace
+
+const char* build_description() { return DEEPREP_CUDA_BUILD; }
+
+int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
+                              int64_t num_classes) {
+  StreamDevice device(nullptr);
+  return Scratch<StreamDevice>(device, num_rows, num_columns, type, num_classes, nullptr)
+      .num_bytes();
+}
+
+Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
+                     int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream) {
+  if (scratch_bytes < class_moments_scratch(features.num_rows, features.num_columns, features.type,
+                                            state.num_classes)) {
+    return {Code::kOutOfMemory};
+  }
+  StreamDevice device(stream);
+  class_moments(device, features, labels, state, error, static_cast<char*>(scratch));
+  return device.status();
+}
+
+Status shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
+                  Stream stream) {
+  StreamDevice device(stream);
+  shift_rows(device, features, labels, pivots, out);
+  return device.status();
+}
+
+Status squared_distances(const double* means, const double* center, double* out,
+                         int64_t num_classes, int64_t num_columns, Stream stream) {
+  StreamDevice device(stream);
+  squared_distances(device, means, center, out, num_classes, num_columns);
+  return device.status();
+}
+
+const char* describe_error(int64_t error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+}  // namespace deeprep::cuda

@@ -1,0 +1,32 @@
+// The CUDA core as the bindings call it: everything is queued on a stream of the current device,
+// nothing is allocated, nothing waits. Declared without CUDA's headers.
+#pragma once
+
+#include "class_moments.h"
+
+namespace deeprep::cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+// Toolkit and architectures that the kernels were compiled for.
+const char* build_description();
+
+// Bytes of scratch for an update; on the current device, whose sort decides.
+int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
+                              int64_t num_classes);
+
+// See cuda/update.h. Status: kOutOfMemory, and nothing done, if scratch_bytes are too few;
+// kCudaError if a launch failed.
+Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
+                     int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream);
+
+Status shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
+                  Stream stream);
+
+Status squared_distances(const double* means, const double* center, double* out,
+                         int64_t num_classes, int64_t num_columns, Stream stream);
+
+// What CUDA calls an error.
+const char* describe_error(int64_t error);
+
+}  // namespace deeprep::cuda

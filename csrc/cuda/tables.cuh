@@ -1,0 +1,160 @@
+// From labels to a list of segments, on the device: which rows a warp sums, in which order.
+//
+// Keys order the rows by block, then class (plan.h), a stable sort keeps input order within; runs
+// are the rows of one key, and segments string the runs of a class in a group together. Everything
+// is a few bytes per row beside the features. Parallel axis: rows, keys, or (class, group).
+#pragma once
+
+#include "cuda/simt.h"
+#include "plan.h"
+
+namespace deeprep::cuda {
+
+constexpr int kWarpThreads = 32;
+
+// One class's rows [begin, begin + num_rows) of a group, of which its runs are the pieces:
+// positions in class order within `block`, and on in the class's runs of the blocks that follow.
+struct Segment {
+  int64_t begin;
+  int64_t block;
+  int64_t class_index;
+  int64_t num_rows;
+};
+
+// What the kernels work on: the batch, the state, and scratch that lives for one update.
+struct Batch {
+  const char* features;
+  int64_t num_rows;
+  int64_t num_columns;
+  int64_t row_stride;     // in bytes
+  int64_t column_stride;  // in bytes
+  Plan plan;
+  int64_t num_blocks;
+
+  int64_t num_classes;
+  int64_t* counts;  // K
+  double* means;    // K x d
+  double* sumsq;    // K
+  // (row, label) of the first label out of range, -1: none; and whether it was reported before this
+  // update. From then on nothing is written.
+  int64_t* error;
+
+  uint32_t* sorted_keys;   // N; num_blocks * K for rows left out
+  uint32_t* sorted_rows;   // N
+  uint32_t* run_begin;     // num_blocks * K + 1; position of the first row of each key
+  int64_t* first_segment;  // K * groups + 1, class by class
+  Segment* segments;
+  double* segment_means;   // slots x d, of segments that wait to be merged
+  double* segment_growth;  // segments x strips: what the sums of squares grow by
+};
+
+__device__ inline bool is_refused(const Batch& batch) { return batch.error[0] != -1; }
+
+__device__ inline int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ inline int64_t num_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+// Keys and rows to be sorted; notes the first label out of range.
+template <typename Label>
+__global__ void make_keys(Batch batch, const Label* labels, int64_t ignore_index, uint32_t* keys,
+                          uint32_t* rows) {
+  const bool reported = batch.error[2] != -1;
+  for (int64_t i = thread_index(); i < batch.num_rows; i += num_threads()) {
+    const int64_t label = labels[i];
+    const bool is_kept = label != ignore_index;
+    const bool is_class = is_kept && label >= 0 && label < batch.num_classes;
+    if (is_kept && !is_class && !reported) {
+      atomicMin(reinterpret_cast<unsigned long long*>(batch.error),
+                static_cast<unsigned long long>(i));
+    }
+    const int64_t block = is_class ? i / batch.plan.block_rows : batch.num_blocks;
+    keys[i] = static_cast<uint32_t>(block * batch.num_classes + (is_class ? label : 0));
+    rows[i] = static_cast<uint32_t>(i);
+  }
+}
+
+// run_begin[key] for every key, by bisection: keys without rows are many when K is.
+static __global__ void find_runs(Batch batch) {
+  const int64_t num_keys = batch.num_blocks * batch.num_classes + 1;
+  for (int64_t key = thread_index(); key < num_keys; key += num_threads()) {
+    int64_t begin = 0;
+    int64_t end = batch.num_rows;
+    while (begin < end) {
+      const int64_t middle = begin + (end - begin) / 2;
+      if (batch.sorted_keys[middle] < key) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    batch.run_begin[key] = static_cast<uint32_t>(begin);
+  }
+}
+
+// Calls found(segment) for the segments of a class in a group, in order; returns how many.
+template <typename Found>
+__device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index, int64_t group,
+                                        Found&& found) {
+  const int64_t blocks_per_group = batch.plan.group_rows / batch.plan.block_rows;
+  const int64_t first_block = group * blocks_per_group;
+  int64_t end_block = first_block + blocks_per_group;
+  if (end_block > batch.num_blocks) end_block = batch.num_blocks;
+  Segment segment = {0, 0, class_index, 0};
+  int64_t num_segments = 0;
+  for (int64_t block = first_block; block < end_block; ++block) {
+    const uint32_t* run = batch.run_begin + block * batch.num_classes + class_index;
+    for (int64_t begin = run[0]; begin < run[1];) {
+      if (segment.num_rows == 0) {
+        segment.begin = begin;
+        segment.block = block;
+      }
+      const int64_t rows = rows_for_segment(segment.num_rows, run[1] - begin);
+      segment.num_rows += rows;
+      begin += rows;
+      if (segment.num_rows >= kSegmentRows) {
+        found(num_segments++, segment);
+        segment.num_rows = 0;
+      }
+    }
+  }
+  if (segment.num_rows > 0) found(num_segments++, segment);
+  return num_segments;
+}
+
+static __global__ void count_segments(Batch batch, int64_t* counts) {
+  const int64_t num_slots = batch.num_classes * batch.plan.num_groups;
+  for (int64_t slot = thread_index(); slot <= num_slots; slot += num_threads()) {
+    // One more than there are, so that the sums before each end with the sum of all.
+    counts[slot] =
+        slot == num_slots || is_refused(batch)
+            ? 0
+            : walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
+                            [](int64_t, const Segment&) {});
+  }
+}
+
+static __global__ void list_segments(Batch batch) {
+  if (is_refused(batch)) return;
+  const int64_t num_slots = batch.num_classes * batch.plan.num_groups;
+  for (int64_t slot = thread_index(); slot < num_slots; slot += num_threads()) {
+    Segment* segments = batch.segments + batch.first_segment[slot];
+    walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
+                  [&](int64_t i, const Segment& segment) { segments[i] = segment; });
+  }
+}
+
+// Where the class's segments begin and end in the list.
+__device__ inline int64_t first_segment_of(const Batch& batch, int64_t class_index) {
+  return batch.first_segment[class_index * batch.plan.num_groups];
+}
+
+// The slot of segment_means where segment s waits. With one group there may be many more segments
+// than wait, so slots follow from positions: among segments of classes that have several, those of
+// kSegmentRows begin as far apart, and no two shorter ones, a class's last, are closer.
+__device__ inline int64_t waiting_slot(const Batch& batch, const Segment& segment, int64_t s) {
+  if (batch.plan.num_groups > 1) return s;
+  return 2 * (segment.begin / kSegmentRows) + (segment.num_rows < kSegmentRows ? 1 : 0);
+}
+
+}  // namespace deeprep::cuda

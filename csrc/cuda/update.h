@@ -1,0 +1,224 @@
+// class_moments on a CUDA device: scratch, and the order of launches.
+//
+//     make_keys -> sort -> find_runs -> count_segments -> sum -> list_segments
+//               -> sum_segments -> merge_segments -> finish, report_label
+//
+// A template over the Device that launches and sorts, so that tests/simt runs this very sequence,
+// and the kernels, on the host. Nothing is allocated and nothing waits: all scratch is passed in,
+// sized for the worst labels, and every count that depends on labels stays on the device.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "class_moments.h"
+#include "cuda/merge_segments.cuh"
+#include "cuda/rows_and_means.cuh"
+
+namespace deeprep::cuda {
+
+// Bytes needed, and where each array begins; the device says how much room an array takes, a
+// multiple of kScratchAlignment. base: null to ask for the size alone.
+constexpr int64_t kScratchAlignment = 256;
+
+template <typename Device>
+class Scratch {
+ public:
+  Scratch(Device& device, int64_t num_rows, int64_t num_columns, FeatureType type,
+          int64_t num_classes, char* base)
+      : base_(base) {
+    plan = make_plan(num_rows, num_columns, type, num_classes);
+    num_blocks = (plan.num_groups - 1) * (plan.group_rows / plan.block_rows) +
+                 ceil_div(num_rows - (plan.num_groups - 1) * plan.group_rows, plan.block_rows);
+    num_slots = num_classes * plan.num_groups;
+    // Of a class in a group, all segments but the last hold kSegmentRows or more.
+    const int64_t full = num_rows / kSegmentRows;
+    max_segments = std::min(num_rows, num_slots) + full;
+    const int64_t waiting = plan.num_groups == 1 ? 2 * (full + 1) : max_segments;
+    keys = take<uint32_t>(num_rows);
+    sorted_keys = take<uint32_t>(num_rows);
+    rows = take<uint32_t>(num_rows);
+    sorted_rows = take<uint32_t>(num_rows);
+    run_begin = take<uint32_t>(num_blocks * num_classes + 1);
+    segment_counts = take<int64_t>(num_slots + 1);
+    first_segment = take<int64_t>(num_slots + 1);
+    segments = take<Segment>(max_segments);
+    segment_means = take<double>(waiting * num_columns);
+    segment_growth = take<double>(max_segments * plan.num_strips);
+    sort_bytes = std::max(device.sort_bytes(num_rows), device.sum_bytes(num_slots + 1));
+    temporary = take<char>(static_cast<int64_t>(sort_bytes));
+  }
+
+  int64_t num_bytes() const { return used_; }
+
+  Plan plan;
+  int64_t num_blocks;
+  int64_t num_slots;
+  int64_t max_segments;
+  uint32_t* keys;
+  uint32_t* sorted_keys;
+  uint32_t* rows;
+  uint32_t* sorted_rows;
+  uint32_t* run_begin;
+  int64_t* segment_counts;
+  int64_t* first_segment;
+  Segment* segments;
+  double* segment_means;
+  double* segment_growth;
+  char* temporary;
+  size_t sort_bytes;
+
+ private:
+  template <typename T>
+  T* take(int64_t count) {
+    char* begin = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += Device::place(begin, count * static_cast<int64_t>(sizeof(T)));
+    return reinterpret_cast<T*>(begin);
+  }
+
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Blocks of `threads` that num_items teams of team_size fill, no more than the device runs at once.
+template <typename Device>
+int64_t blocks_for(const Device& device, int64_t num_items, int64_t team_size, int threads) {
+  return std::max<int64_t>(
+      1, std::min(ceil_div(num_items * team_size, threads), device.max_blocks(threads)));
+}
+
+// Whether every row is contiguous and can be read 16 bytes at a time.
+template <FeatureType kType>
+bool can_load_vectors(const Features& features) {
+  constexpr int64_t kSize = size_of(kType);
+  return features.column_stride == 1 && features.num_columns % Element<kType>::kVector == 0 &&
+         features.row_stride * kSize % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(features.data) % 16 == 0;
+}
+
+template <FeatureType kType, typename Device>
+void launch_sum_segments(Device& device, const Features& features, const Batch& batch,
+                         int64_t max_segments) {
+  const int team = team_size(features.num_columns, Element<kType>::kVector);
+  const int threads = device.threads_per_block();
+  const int64_t blocks = blocks_for(device, max_segments * batch.plan.num_strips, team, threads);
+  if (can_load_vectors<kType>(features)) {
+    device.launch(sum_segments<kType, true>, blocks, threads, batch, team);
+  } else {
+    device.launch(sum_segments<kType, false>, blocks, threads, batch, team);
+  }
+}
+
+// Calls visit with the feature type as a constant.
+template <typename Visitor>
+void visit_type(FeatureType type, Visitor&& visit) {
+  switch (type) {
+    case FeatureType::kFloat32:
+      return visit(std::integral_constant<FeatureType, FeatureType::kFloat32>());
+    case FeatureType::kFloat64:
+      return visit(std::integral_constant<FeatureType, FeatureType::kFloat64>());
+    case FeatureType::kFloat16:
+      return visit(std::integral_constant<FeatureType, FeatureType::kFloat16>());
+    case FeatureType::kBFloat16:
+      return visit(std::integral_constant<FeatureType, FeatureType::kBFloat16>());
+  }
+}
+
+// Merges a batch into the state, all of it on the device. error: 3 integers, -1 to begin with; on a
+// label out of range the row and the label appear there, and the state is left as it is, by this
+// update and by all that follow. scratch: Scratch::num_bytes(), aligned to kScratchAlignment.
+template <typename Device>
+void class_moments(Device& device, const Features& features, const Labels& labels,
+                   const ClassMoments& state, int64_t* error, char* scratch_base) {
+  const int64_t num_rows = features.num_rows;
+  if (num_rows == 0) return;
+  const Scratch<Device> scratch(device, num_rows, features.num_columns, features.type,
+                                state.num_classes, scratch_base);
+  const int64_t size = size_of(features.type);
+  const Batch batch = {static_cast<const char*>(features.data),
+                       num_rows,
+                       features.num_columns,
+                       features.row_stride * size,
+                       features.column_stride * size,
+                       scratch.plan,
+                       scratch.num_blocks,
+                       state.num_classes,
+                       state.counts,
+                       state.means,
+                       state.sumsq,
+                       error,
+                       scratch.sorted_keys,
+                       scratch.sorted_rows,
+                       scratch.run_begin,
+                       scratch.first_segment,
+                       scratch.segments,
+                       scratch.segment_means,
+                       scratch.segment_growth};
+  const int threads = device.threads_per_block();
+  const auto blocks = [&](int64_t items, int64_t team = 1) {
+    return blocks_for(device, items, team, threads);
+  };
+  const int64_t num_keys = scratch.num_blocks * state.num_classes + 1;
+  int key_bits = 1;
+  while (key_bits < 32 && num_keys - 1 >= int64_t{1} << key_bits) ++key_bits;
+
+  visit_labels(labels.data, labels.type, [&](const auto* values) {
+    using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+    device.launch(make_keys<Label>, blocks(num_rows), threads, batch, values, labels.ignore_index,
+                  scratch.keys, scratch.rows);
+  });
+  device.sort(scratch.temporary, scratch.sort_bytes, scratch.keys, scratch.sorted_keys,
+              scratch.rows, scratch.sorted_rows, num_rows, key_bits);
+  device.launch(find_runs, blocks(num_keys), threads, batch);
+  device.launch(count_segments, blocks(scratch.num_slots + 1), threads, batch,
+                scratch.segment_counts);
+  device.sum(scratch.temporary, scratch.sort_bytes, scratch.segment_counts, scratch.first_segment,
+             scratch.num_slots + 1);
+  device.launch(list_segments, blocks(scratch.num_slots), threads, batch);
+  visit_type(features.type, [&](auto type) {
+    launch_sum_segments<decltype(type)::value>(device, features, batch, scratch.max_segments);
+  });
+  const int team = team_size(features.num_columns, 4);
+  device.launch(merge_segments, blocks(state.num_classes * scratch.plan.num_strips, team), threads,
+                batch, team);
+  device.launch(finish, blocks(state.num_classes, kWarpThreads), threads, batch);
+  visit_labels(labels.data, labels.type, [&](const auto* values) {
+    using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+    device.launch(report_label<Label>, 1, kWarpThreads, batch, values);
+  });
+}
+
+// As on the CPU, see shift_rows.h.
+template <typename Device>
+void shift_rows(Device& device, const Features& features, const Labels& labels, const void* pivots,
+                void* out) {
+  if (features.num_rows == 0) return;
+  const int64_t size = size_of(features.type);
+  const int threads = static_cast<int>(
+      std::min<int64_t>(device.threads_per_block(), ceil_div(features.num_columns, 32) * 32));
+  const int64_t blocks = std::min(features.num_rows, device.max_blocks(threads));
+  visit_type(features.type, [&](auto type) {
+    constexpr FeatureType kType = decltype(type)::value;
+    using Accumulator = typename Element<kType>::Accumulator;
+    visit_labels(labels.data, labels.type, [&](const auto* values) {
+      using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+      device.launch(subtract_pivots<kType, Label>, blocks, threads,
+                    static_cast<const char*>(features.data), features.num_rows,
+                    features.num_columns, features.row_stride * size, features.column_stride * size,
+                    values, labels.ignore_index, static_cast<const Accumulator*>(pivots),
+                    static_cast<Accumulator*>(out));
+    });
+  });
+}
+
+// As on the CPU, see squared_distances.h.
+template <typename Device>
+void squared_distances(Device& device, const double* means, const double* center, double* out,
+                       int64_t num_classes, int64_t num_columns) {
+  constexpr int kThreads = kDistanceWarps * 32;
+  device.launch(sum_squared_distances, std::min(num_classes, device.max_blocks(kThreads)), kThreads,
+                means, center, out, num_classes, num_columns);
+}
+
+}  // namespace deeprep::cuda

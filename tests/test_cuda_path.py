@@ -1,0 +1,448 @@
+"""The Python side of CUDA on host memory: what updates, reads, moves and streams do around kernels.
+
+The CUDA entry points of the core are replaced by ones that keep their contract on host memory, and
+every tensor that a test does not put `on_host` counts as one on the device. The kernels have tests
+of their own; on a GPU tests/test_cuda.py runs both together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import deeprep
+from deeprep import ClassScatter, _core, _pooled, _streaming, class_scatter, ops
+
+NUM_CLASSES, WIDTH = 4, 6
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def memory(address, shape, dtype):
+    """The array at an address."""
+    num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * num_bytes).from_address(address), dtype).reshape(shape)
+
+
+class StandIn:
+    """The CUDA entry points by the contract of deeprep/_core.pyi, computed by the CPU core."""
+
+    def __init__(self):
+        self.num_classes = 0
+
+    def class_moments_cuda_scratch(self, num_rows, num_columns, feature_type, num_classes):
+        assert num_rows > 0
+        return 8 * num_rows + num_classes
+
+    def class_moments_cuda(self, *arguments):
+        *batch, num_classes, error, scratch, scratch_bytes, stream = arguments
+        assert stream == 0
+        assert scratch_bytes == self.class_moments_cuda_scratch(
+            batch[2], batch[3], batch[1], num_classes
+        )
+        memory(scratch, (scratch_bytes,), np.uint8)[:] = 0xFF
+        self.num_classes = num_classes
+        noted = memory(error, (3,), np.int64)
+        if noted[2] >= 0:
+            return
+        try:
+            _core.class_moments(*batch, num_classes, 1)
+        except ValueError as found:
+            row, label = re.findall(r"-?\d+", str(found))[:2]
+            noted[:] = int(row), int(label), 1
+
+    def shift_rows_cuda(self, *arguments):
+        *batch, stream = arguments
+        num_rows, labels, label_type, ignore_index = batch[2], *batch[6:9]
+        dtype = np.int32 if label_type == _core.LabelType.int32 else np.int64
+        used = memory(labels, (num_rows,), dtype)
+        used = used[used != ignore_index]
+        assert stream == 0
+        assert ((used >= 0) & (used < self.num_classes)).all(), "a label that is no row of pivots"
+        _core.shift_rows(*batch, 1)
+
+    def squared_distances_cuda(self, points, center, out, num_points, num_columns, stream):
+        assert stream == 0
+        deltas = memory(points, (num_points, num_columns), np.float64)
+        if center:
+            deltas = deltas - memory(center, (num_columns,), np.float64)
+        memory(out, (num_points,), np.float64)[:] = (deltas**2).sum(axis=1)
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """Make host tensors the device's, but for those that the returned function is given."""
+    stand_in = StandIn()
+    for name in dir(stand_in):
+        if name.endswith(("_cuda", "_scratch")):
+            monkeypatch.setattr(_core, name, getattr(stand_in, name), raising=False)
+    monkeypatch.setattr(_core, "cuda", "stand-in")
+    kept = []
+    monkeypatch.setattr(
+        ops,
+        "on_host",
+        lambda tensor: any(tensor.untyped_storage()._cdata == t._cdata for t in kept),
+    )
+    monkeypatch.setattr(_streaming, "_feeds", {})
+    monkeypatch.setattr(
+        _streaming, "_pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+    )
+
+    def keep(*tensors):
+        kept.extend(tensor.untyped_storage() for tensor in tensors)
+        return tensors
+
+    return keep
+
+
+class WaitedError(AssertionError):
+    """The device was waited for."""
+
+
+class NeverWait(TorchDispatchMode):
+    """Refuses the operators whose result the host must wait for."""
+
+    NAMES = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"})
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if name in self.NAMES or by_mask:
+            raise WaitedError(name)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.fixture
+def never_wait():
+    """A context in which whatever would wait for a device raises."""
+
+    def refuse(*arguments, **keywords):
+        raise WaitedError
+
+    class Context(NeverWait):
+        def __enter__(self):
+            self.patch = pytest.MonkeyPatch()
+            for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__"):
+                self.patch.setattr(torch.Tensor, name, refuse)
+            self.patch.setattr(torch.cuda, "synchronize", refuse)
+            self.patch.setattr(torch.cpu.Event, "synchronize", refuse)
+            return super().__enter__()
+
+        def __exit__(self, *exception):
+            self.patch.undo()
+            return super().__exit__(*exception)
+
+    return Context
+
+
+def make_data(num_rows=300, dtype=torch.float32, width=WIDTH, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, NUM_CLASSES, (num_rows,), generator=generator)
+    features = torch.randn(num_rows, width, dtype=torch.float64, generator=generator)
+    features += 3.0 * labels.unsqueeze(1)
+    labels[::9] = -100
+    return features.to(dtype), labels
+
+
+def on_cpu(batches, *, full=False):
+    """The same batches in a state that knows nothing of a device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "on_host", lambda tensor: True)
+        s = ClassScatter(NUM_CLASSES, batches[0][0].shape[1], full=full)
+        for features, labels in batches:
+            s.update(features, labels)
+        return s.state_dict()
+
+
+def assert_state(s, expected, tolerance=0.0):
+    for name, value in s.state_dict().items():
+        if not torch.is_tensor(value):
+            assert value == expected[name]
+        elif name == "products":
+            torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
+        else:
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("label_dtype", [torch.int32, torch.int64])
+def test_updates_give_the_state_of_the_cpu_and_never_wait(never_wait, full, dtype, label_dtype):
+    batches = [make_data(300, dtype, seed=seed) for seed in range(3)]
+    batches.insert(1, (batches[0][0][:0], batches[0][1][:0]))
+    s = ClassScatter(NUM_CLASSES, WIDTH, full=full)
+    with never_wait():
+        for features, labels in batches:
+            strided = labels.to(label_dtype).repeat_interleave(2)[::2]
+            s.update(features, strided)
+    assert_state(s, on_cpu(batches, full=full), tolerance=2e-3 if full else 0.0)
+    if full:
+        reference = class_scatter(*map(torch.cat, zip(*batches, strict=True)), NUM_CLASSES)
+        assert float(s.within.trace()) == pytest.approx(reference.trace_within, rel=2e-6)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_reading_waits_and_the_detector_notices(never_wait):
+    s = ClassScatter(NUM_CLASSES, WIDTH)
+    with pytest.raises(WaitedError), never_wait():
+        _ = s.means
+    with pytest.raises(WaitedError), never_wait():
+        torch.ones(3)[torch.ones(3).bool()]
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("bad", [-7, NUM_CLASSES, 2**40])
+def test_a_label_out_of_range_is_raised_at_the_next_read(never_wait, full, bad):
+    batches = [make_data(seed=seed) for seed in range(3)]
+    s = ClassScatter(NUM_CLASSES, WIDTH, full=full)
+    wrong = batches[1][1].clone()
+    wrong[17:19] = bad
+    with never_wait():
+        s.update(*batches[0])
+        before = {name: tensor.clone() for name, tensor in s._tensors().items()}
+        s.update(batches[1][0], wrong)
+        s.update(*batches[2])
+        s.update(batches[2][0], wrong.flip(0))
+    for name, tensor in s._tensors().items():
+        assert torch.equal(tensor, before[name]), name
+    message = (
+        rf"labels\[17\] of an earlier update is {bad}, expected a class in \[0, 4\) or "
+        r"ignore_index = -100; that update and those after it were not taken in"
+    )
+    reads = [
+        *("counts", "means", "sumsq", "num_samples", "present", "global_mean", "trace_within"),
+        *("nonfinite_classes", "within", "between", "pooled_scatter"),
+    ]
+    for name in reads if full else reads[:-3]:
+        with pytest.raises(ValueError, match=message):
+            getattr(s, name)
+    other = ClassScatter(NUM_CLASSES, WIDTH, full=full)
+    for read in (
+        s.trace_between,
+        s.state_dict,
+        lambda: s.merge(other),
+        lambda: other.merge(s),
+        lambda: deeprep.compression(s),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
+    assert "num_samples=266" in repr(s)
+    s.reset()
+    s.update(*batches[1])
+    assert_state(s, on_cpu(batches[1:2], full=full), tolerance=1e-3)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_loading_a_state_clears_the_error():
+    features, labels = make_data()
+    s = ClassScatter(NUM_CLASSES, WIDTH)
+    s.update(features, torch.full_like(labels, 99))
+    s.load_state_dict(on_cpu([(features, labels)]))
+    assert_state(s, on_cpu([(features, labels)]))
+
+
+@pytest.mark.usefixtures("on_host")
+def test_the_operator_raises_at_once_unless_it_is_given_an_error_tensor(never_wait):
+    features, labels = make_data()
+    labels[5] = 11
+    state = (
+        torch.zeros(NUM_CLASSES, dtype=torch.int64),
+        torch.zeros(NUM_CLASSES, WIDTH, dtype=torch.float64),
+        torch.zeros(NUM_CLASSES, dtype=torch.float64),
+    )
+    with pytest.raises(ValueError, match=r"labels\[5\] is 11, expected a class in \[0, 4\)"):
+        ops._class_moments_cuda(features, labels, *state)
+    error = ops.new_error(features.device)
+    with never_wait():
+        ops._class_moments_cuda(features, labels, *state, -100, error)
+    assert error[:2].tolist() == [5, 11]
+    assert not state[0].any()
+    with pytest.raises(TypeError, match=r"error has dtype torch.int32, expected torch.int64"):
+        ops._class_moments_cuda(features, labels, *state, -100, error.int())
+
+
+def test_without_the_kernels_a_cuda_device_says_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(_core, "cuda", False)
+    for call in (
+        lambda: ClassScatter(2, 3, device="cuda"),
+        lambda: ClassScatter(2, 3).to("cuda:1"),
+        lambda: class_scatter(np.ones((2, 3)), np.array([0, 1]), device="cuda"),
+    ):
+        with pytest.raises(NotImplementedError, match=r"cuda.* needs .* nvcc on the PATH"):
+            call()
+    with pytest.raises(ValueError, match="device is meta, expected a CPU or a CUDA device"):
+        ClassScatter(2, 3, device="meta")
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_products_over_many_blocks_and_far_from_the_origin(monkeypatch, offset):
+    features, labels = make_data(1000, width=5)
+    features += offset
+    s = ClassScatter(NUM_CLASSES, 5, full=True)
+    for rows, entries in ((64, 64 * 5), (64, 64 * 5 * 3), (4096, 2**24)):
+        monkeypatch.setattr(_pooled, "_BLOCK_ROWS", rows)
+        monkeypatch.setattr(_pooled, "_BLOCK_ENTRIES", entries)
+        s.reset()
+        s.update(features, labels)
+        expected = on_cpu([(features, labels)], full=True)["products"]
+        scale = float(expected.diagonal().mean())
+        torch.testing.assert_close(s.pooled_scatter, expected, rtol=0, atol=2e-6 * scale)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_more_classes_than_rows_in_a_full_state(never_wait):
+    features, labels = make_data(30)
+    s = ClassScatter(1000, WIDTH, full=True)
+    with never_wait():
+        for part in range(0, 30, 10):
+            s.update(features[part : part + 10], 7 * labels[part : part + 10].clamp(min=0))
+    expected = class_scatter(features.double(), 7 * labels.clamp(min=0), 1000, full=True)
+    torch.testing.assert_close(s.within, expected.within, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_tf32_and_autocast_chosen_for_the_model_do_not_reach_the_products(monkeypatch):
+    def matmul_precision():
+        settings = torch.backends.cuda.matmul
+        if hasattr(settings, "fp32_precision"):
+            return settings.fp32_precision
+        return "tf32" if settings.allow_tf32 else "ieee"
+
+    features, labels = make_data()
+    plain, chosen = (ClassScatter(NUM_CLASSES, WIDTH, full=True) for _ in range(2))
+    plain.update(features, labels)
+    seen = set()
+
+    def watched(multiply):
+        def watch(*factors, **keywords):
+            seen.add(matmul_precision())
+            return multiply(*factors, **keywords)
+
+        return watch
+
+    monkeypatch.setattr(torch, "mm", watched(torch.mm))
+    monkeypatch.setattr(torch, "bmm", watched(torch.bmm))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            chosen.update(features, labels)
+        assert matmul_precision() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"ieee"}
+    assert torch.equal(plain.pooled_scatter, chosen.pooled_scatter)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_merging_and_moving():
+    batches = [make_data(seed=seed) for seed in range(2)]
+    s, other = (ClassScatter(NUM_CLASSES, WIDTH, full=True) for _ in range(2))
+    s.update(*batches[0])
+    other.update(*batches[1])
+    s.merge(other)
+    assert_state(s, on_cpu(batches, full=True), tolerance=2e-3)
+    assert s.to("cpu") is s
+    with pytest.MonkeyPatch.context() as patch:
+        elsewhere = property(lambda self: torch.device("cuda" if self is s else "cpu"))
+        patch.setattr(ClassScatter, "device", elsewhere)
+        moved = s.to("cpu")
+    assert_state(moved, s.state_dict())
+    moved.update(*batches[0])
+    assert moved.num_samples == s.num_samples + other.num_samples
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("full", [False, True])
+def test_an_ignored_label_that_does_not_fit_the_labels_type(full):
+    features, labels = make_data()
+    s = ClassScatter(NUM_CLASSES, WIDTH, full=full, ignore_index=2**40)
+    s.update(features, labels.clamp(min=0).int())
+    assert s.num_samples == 300
+    expected = on_cpu([(features, labels.clamp(min=0))], full=full)
+    assert_state(s, {**expected, "ignore_index": 2**40}, tolerance=1e-3)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_all_reduce_raises_in_every_process_where_one_has_refused(monkeypatch):
+    features, labels = make_data()
+    s = ClassScatter(NUM_CLASSES, WIDTH)
+    s.update(features, labels)
+    before = s.state_dict()
+
+    def sum_with_a_process_that_refused(tensor, **keywords):
+        if tensor.shape == (NUM_CLASSES + 1,):
+            tensor += torch.tensor([5, 5, 5, 5, 1])
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", sum_with_a_process_that_refused)
+    with pytest.raises(ValueError, match="the states of 1 other processes have refused labels"):
+        s.all_reduce()
+    assert_state(s, before)
+    s.update(features, torch.full_like(labels, 4))
+    with pytest.raises(ValueError, match=r"labels\[0\] of an earlier update is 4"):
+        s.all_reduce()
+
+
+# ---------------------------------------------------------------- features in host memory
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("slab_rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streaming_is_one_update_per_slab(monkeypatch, on_host, full, pinned, slab_rows, dtype):
+    features, labels = make_data(200, dtype)
+    expected = ClassScatter(NUM_CLASSES, WIDTH, full=full)
+    for begin in range(0, 200, slab_rows):
+        expected.update(features[begin : begin + slab_rows], labels[begin : begin + slab_rows])
+    row_bytes = WIDTH * dtype.itemsize + 8
+    slab_bytes = slab_rows * row_bytes + _streaming._ALIGNMENT
+    monkeypatch.setattr(_streaming, "_SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(_streaming, "_is_pinned", lambda tensor: pinned)
+    s = ClassScatter(NUM_CLASSES, WIDTH, full=full)
+    s.update(*on_host(features, labels))
+    assert_state(s, expected.state_dict())
+
+
+def test_streaming_takes_rows_longer_than_a_slab_and_any_stride(monkeypatch, on_host):
+    monkeypatch.setattr(_streaming, "_SLAB_BYTES", 10)
+    features, labels = make_data(20)
+    expected = ClassScatter(NUM_CLASSES, WIDTH)
+    for row in range(20):
+        expected.update(features[row : row + 1], labels[row : row + 1])
+    strided = features.T.contiguous().T
+    s = ClassScatter(NUM_CLASSES, WIDTH)
+    s.update(*on_host(strided, labels.int()))
+    assert_state(s, expected.state_dict())
+
+
+def test_numpy_features_are_streamed(monkeypatch, on_host):
+    features, labels = make_data(20)
+    s = ClassScatter(NUM_CLASSES, WIDTH)
+    as_tensor = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: on_host(as_tensor(array))[0])
+    s.update(features.numpy(), labels.numpy())
+    assert len(_streaming._feeds) == 1
+    assert_state(s, on_cpu([(features, labels)]))
+
+
+def test_host_labels_are_checked_before_anything_is_copied(on_host):
+    features, labels = make_data(50)
+    labels[33] = 4
+    s = ClassScatter(NUM_CLASSES, WIDTH)
+    on_host(features, labels)
+    with pytest.raises(ValueError, match=r"labels\[33\] is 4, expected a class in \[0, 4\)"):
+        s.update(features, labels)
+    with pytest.raises(ValueError, match=r"means has shape \(4, 6\), expected \(4, 5\)"):
+        s.update(features[:, :5], labels.clamp(max=3))
+    assert s.num_samples == 0
+    assert _streaming._feeds == {}
