@@ -2,18 +2,21 @@
 
 Rows are shifted by pivots near their class means before they are multiplied, so nothing large
 cancels, one bounded block of rows at a time, in the precision of the features; sums over blocks are
-float64. On CUDA nothing waits for the device: what the CPU decides by looking at a value is there
-a fixed amount of work whose superfluous part adds zero.
+float64. S is symmetric, and on the CPU only its upper triangle is computed (SYRK): what lies below
+the diagonal of a `total` there is not to be relied on. On CUDA nothing waits for the device: what
+the CPU decides by looking at a value is there a fixed amount of work whose superfluous part adds
+zero.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.linalg import blas
 from torch import Tensor
 
 from deeprep import ops
@@ -68,21 +71,25 @@ def _add_blocks_on_host(
 ) -> None:
     num_rows = min(_rows_of_product(features.shape[1]), features.shape[0])
     shifted = pivots.new_empty((num_rows, features.shape[1]))
+    product = np.zeros(total.shape, shifted.numpy().dtype) if pivots.dtype != total.dtype else None
     for rows, block_labels in _blocks(features, labels, num_rows):
         block = shifted[: rows.shape[0]]
         ops.shift_rows(rows, block_labels, pivots, block, ignore_index)
-        _add_gram_on_host(block, total)
+        if product is None:
+            _multiply(block.numpy(), total.numpy(), keep=True)
+        else:
+            _multiply(block.numpy(), product, keep=False)
+            # By NumPy: torch's threads, once woken, would spin beside those of the BLAS and slow
+            # it by 20 to 40 %.
+            with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
+                np.add(total.numpy(), product, out=total.numpy())
 
 
-def _add_gram_on_host(rows: Tensor, total: Tensor, sign: int = 1) -> None:
-    """Total (d, d) += sign * rows' rows, for rows (B, d)."""
-    # NumPy sees that both factors are one matrix and computes half of the product (SYRK). It adds,
-    # too: torch's threads, once woken, would spin beside those of NumPy's BLAS and slow it by 20 to
-    # 40 %.
-    array, into = rows.numpy(), total.numpy()
-    with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
-        gram = array.T @ array
-        (np.add if sign > 0 else np.subtract)(into, gram, out=into)
+def _multiply(rows: Any, into: Any, *, keep: bool, sign: int = 1) -> None:
+    """Upper triangle of into (d, d) = keep * into + sign * rows' rows, for rows (B, d)."""
+    # BLAS counts by columns: for it rows' is a matrix as it lies, and `into` its transpose.
+    syrk = blas.dsyrk if rows.dtype == np.float64 else blas.ssyrk
+    syrk(sign, rows.T, beta=float(keep), c=into.T, lower=1, overwrite_c=1)
 
 
 def _add_blocks_on_device(
@@ -156,8 +163,8 @@ def add_merge_terms(
     kept = ((weights != 0) & (deltas != 0).any(dim=1)).nonzero().squeeze(1)
     if kept.numel() == 0:
         return
-    roots = weights[kept].sqrt_().unsqueeze(1)
-    _add_gram_on_host(deltas.index_select(0, kept).mul_(roots), total, sign)
+    rows = deltas.index_select(0, kept).mul_(weights[kept].sqrt_().unsqueeze(1))
+    _multiply(rows.numpy(), total.numpy(), keep=True, sign=sign)
 
 
 def _weighted_rows(deltas: Tensor, weights: Tensor, at_most: int | None) -> Tensor:

@@ -55,7 +55,7 @@ class Statistics:
         self.ignore_index = int(ignore_index)
         ops.require_core(torch.get_default_device() if device is None else torch.device(device))
         self._moments = Moments.zeros(self.num_classes, self.num_features, device)
-        self._products: Tensor | None = None  # S
+        self._products: Tensor | None = None  # S; only the triangle from the diagonal up counts
         if self.full:
             square = (self.num_features, self.num_features)
             self._products = self._moments.means.new_zeros(square)
@@ -190,7 +190,7 @@ class Statistics:
                 "not accumulated"
             )
         self._require_accepted()
-        return self._products.clone()
+        return self._products.triu() + self._products.triu(1).T
 
     @property
     def within(self) -> Tensor:

@@ -252,8 +252,8 @@ class ClassScatter(Statistics):
         self._require_accepted()
         return {
             "version": _STATE_VERSION,
-            "products": None,
-            **{name: tensor.clone() for name, tensor in self._tensors().items()},
+            **{name: tensor.clone() for name, tensor in self._moments._asdict().items()},
+            "products": self.pooled_scatter if self.full else None,
             "resolution": self.resolution,
             "ignore_index": self.ignore_index,
         }

@@ -55,7 +55,8 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
         W = B (T + ridge N I)^+   with   T = S + sum_k n_k (mu_k - mu_G)(mu_k - mu_G)'  (d, d)
         b_k = n_k/N - <w_k, mu_G>   and   B (K, d) of rows n_k (mu_k - mu_G)
 
-    by one eigendecomposition of T, whose eigenvalues at the level of its rounding count as zero.
+    by a Cholesky factor of T; or, where T has eigenvalues at the level of its rounding, by its
+    eigendecomposition, these counting as zero.
     The scores of any z sum to 1, so the largest is positive and a class without samples, whose
     row and bias are 0, is never predicted.
 
@@ -94,14 +95,34 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     centered = s.means - s.global_mean
     centered *= samples.sqrt().unsqueeze(1)
     total = torch.addmm(pooled, centered.T, centered)
+    targets = centered.mul_(samples.sqrt().unsqueeze(1))
+    noise = noise_of_scatter(pooled, s.resolution, total)
+    weight = _solve(total, targets, noise, ridge * s.num_samples)
+    return LinearProbe(weight, samples / s.num_samples - weight @ s.global_mean)
+
+
+def _solve(total: Tensor, targets: Tensor, noise: float, ridge: float) -> Tensor:
+    """Rows of B (T + ridge I)^+ for T `total` (d, d) and B `targets` (K, d).
+
+    Eigenvalues of T up to `noise` count as zero. Mostly there are none, which a Cholesky factor of
+    T - noise I proves in a small part of the time that all eigenvalues would take.
+    """
+    shifted = total.clone()
+    shifted.diagonal().sub_(noise)
+    weight: Tensor
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    if not int(failed):
+        shifted.copy_(total).diagonal().add_(ridge)
+        torch.linalg.cholesky(shifted, out=factor)
+        weight = torch.cholesky_solve(targets.T, factor).T.contiguous()
+        return weight
+    del shifted, factor
     eigenvalues, vectors = torch.linalg.eigh(total)
     # In the null space of T the targets have no component either: what the rounding of T puts
     # there is noise, and dividing by it would blow the weights up.
-    solvable = eigenvalues > noise_of_scatter(pooled, s.resolution, total)
-    inverse = torch.where(solvable, 1.0 / (eigenvalues + ridge * s.num_samples), 0.0)
-    targets = centered.mul_(samples.sqrt().unsqueeze(1))
+    inverse = torch.where(eigenvalues > noise, 1.0 / (eigenvalues + ridge), 0.0)
     weight = (targets @ vectors).mul_(inverse) @ vectors.T
-    return LinearProbe(weight, samples / s.num_samples - weight @ s.global_mean)
+    return weight
 
 
 def nearest_class(s: ClassScatter, features: Any) -> Tensor:
