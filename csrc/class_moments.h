@@ -6,7 +6,7 @@
 //
 // class_moments() merges the moments of one batch of rows into a running state, reading each
 // feature once. Its result depends on the data and the state alone: any number of threads and any
-// instruction set give the same bits (see cpu/class_moments.cpp for the order of operations).
+// instruction set give the same bits (see plan.h for the order of operations).
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -164,6 +165,29 @@ def test_strides_do_not_change_a_bit(seed, dtype, layout):
         strided = torch.cat([features.new_zeros(1), features.flatten()])[1:].view(150, 12)
     for a, b in zip(moments(features, labels, 4), moments(strided, labels, 4), strict=True):
         assert torch.equal(a, b)
+
+
+def test_rows_more_than_2_to_the_31_elements_apart():
+    # Three float16 rows 2 GiB apart in memory that is reserved, never filled.
+    stride = 2**31 + 8
+    with mmap.mmap(-1, 2 * (2 * stride + 8), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        features = torch.frombuffer(memory, dtype=torch.float16).as_strided((3, 5), (stride, 1))
+        near = torch.randn(3, 5).half()
+        features.copy_(near)
+        labels = torch.tensor([0, 1, 0])
+        for a, b in zip(moments(features, labels, 2), moments(near, labels, 2), strict=True):
+            assert a.equal(b)
+        del features
+
+
+def test_more_than_2_to_the_31_elements():
+    row = torch.randn(1024).bfloat16()
+    num_rows = 2**21 + 64
+    features = row.expand(num_rows, 1024)  # 4 GiB that take 2 KiB
+    counts, means, sumsq = moments(features, torch.arange(num_rows) % 3, 3)
+    assert counts.tolist() == [(num_rows + 2 - k) // 3 for k in range(3)]
+    assert means.equal(row.double().expand(3, 1024))
+    assert sumsq.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_strided_labels_are_read_right():
