@@ -3,6 +3,11 @@
 # make lint      ruff, mypy, clang-format
 # make bench     time the core against one read of the features and against other libraries
 # make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# make cuda-resources   compile the CUDA kernels for every architecture, no GPU needed, and compare
+#                       what they use with csrc/cuda/resources.md; WRITE=1 writes that table anew
+# make gpu-check        on a machine with a GPU: build, test, sanitize and time the CUDA kernels.
+#                       PIP_FLAGS="--no-build-isolation --no-deps" installs into $(PYTHON) as it is,
+#                       without a network, and does without what it lacks
 # Needs Python >= 3.10 and GCC or Clang; PYTHON=python3.12 chooses another Python.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +17,7 @@ BIN := $(VENV)/bin
 BUILD_INPUTS := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test lint bench sanitize sanitize-address sanitize-thread clean
+.PHONY: demo test lint bench sanitize sanitize-address sanitize-thread cuda-resources gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deeprep.run --arch mlp
@@ -37,6 +42,13 @@ sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed-dev
 	  -DDEEPREP_BUILD_MODULE=OFF -DDEEPREP_BUILD_TESTS=ON -DDEEPREP_WERROR=$(or $(DEEPREP_WERROR),OFF)
 	$(BIN)/cmake --build build/$@
 	build/$@/deeprep_core_test
+
+cuda-resources: $(VENV)/.installed-dev
+	$(BIN)/python .ci/cuda_resources.py $(if $(WRITE),,--check)
+	$(BIN)/python .ci/cuda_model.py $(if $(WRITE),,--check)
+
+gpu-check: $(if $(PIP_FLAGS),,$(VENV)/.installed)
+	$(if $(PIP_FLAGS),$(PYTHON),$(BIN)/python) -m benchmarks.gpu_check --pip-flags="$(PIP_FLAGS)"
 
 clean:
 	rm -rf $(VENV) build *.egg-info deeprep/_core*.so

@@ -19,6 +19,8 @@ _PEER_REPEATS = 5
 _REPEAT_SHARE = 0.3  # of the budget, once a peer's first full call has shown what it takes
 _PROBE_SHARES = (64, 16, 4)  # a peer is first tried on these fractions of the rows
 _MIN_PROBE_ROWS = 32
+_BLOCK_BYTES = 128 * 1024  # kBlockBytes of csrc/plan.h
+_CACHED_BYTES = 512 * 1024  # features and state fit in a second-level cache of 1 MiB
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,11 @@ class PeerTiming:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured on one (shape, dtype, labelling); `single` is with one thread."""
+    """What was measured on one (shape, dtype, labelling); `single` is with one thread.
+
+    `in_cache` is what the arithmetic alone would take: seconds of as much work on rows that are in
+    the second-level cache, shared by all threads.
+    """
 
     shape: Shape
     dtype: DTypeName
@@ -60,6 +66,7 @@ class Cell:
     cold: bool  # the cache was emptied between calls; otherwise the features do not fit in it
     timing: Timing
     single: Timing | None
+    in_cache: float | None
     peers: list[PeerTiming]
 
 
@@ -87,8 +94,10 @@ def measure(
     flush = CacheFlush(shape.bytes(dtype))
     progress("update and floor")
     timing = _time_update(features, labels, shape, flush, num_threads, seconds)
-    single, peer_timings = None, []
+    single, in_cache, peer_timings = None, None, []
     if labelling == "shuffled":
+        progress("in the cache")
+        in_cache = _time_in_cache(shape, dtype) / num_threads
         if num_threads > 1:
             progress("update and floor, one thread")
             single = _time_update(features, labels, shape, flush, 1, seconds)
@@ -107,6 +116,7 @@ def measure(
         cold=flush.needed,
         timing=timing,
         single=single,
+        in_cache=in_cache,
         peers=peer_timings,
     )
 
@@ -138,6 +148,27 @@ def _time_update(
         floor=statistics.median(floors),
         ratio=median_ratio(ours, floors),
     )
+
+
+def _time_in_cache(shape: Shape, dtype: DTypeName) -> float:
+    """Seconds that one thread would take for the cell if all its rows were in the cache.
+
+    Measured on few rows, as many to a chunk as in the cell: a class's rows in the batch, or in one
+    block of it (csrc/plan.h).
+    """
+    columns = min(shape.num_features, 1024)  # wider rows are visited tile by tile
+    row_bytes = shape.bytes(dtype) // shape.num_rows
+    rows_per_class = shape.num_rows / shape.num_classes
+    rows_per_run = min(rows_per_class, max(32.0, _BLOCK_BYTES / row_bytes / shape.num_classes))
+    rows = max(32, _CACHED_BYTES * shape.num_features // (row_bytes * columns))
+    cached = Shape(rows, columns, max(1, round(rows / rows_per_run)))
+    labels = make_labels(cached, "shuffled")
+    features = make_features(cached, labels, dtype)
+    state = deeprep.ClassScatter(cached.num_classes, columns)
+    with threads(1):
+        times = taking_turns([lambda: state.update(features, labels)], 0.2, min_repeats=50)[0]
+    share = cached.num_rows * columns / (shape.num_rows * shape.num_features)
+    return statistics.median(times) / share
 
 
 def _time_peer(

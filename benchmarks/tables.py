@@ -75,6 +75,11 @@ def markdown(results: Record) -> str:
     """Return the README's performance section: where it was measured, how, and two tables."""
     machine, versions = results["machine"], results["versions"]
     cells = [cell for cell in results["cells"] if cell["labelling"] == "shuffled"]
+    in_order = {
+        _key(cell): f"{cell['timing']['ratio']:.2f}"
+        for cell in results["cells"]
+        if cell["labelling"] == "sorted"
+    }
     rows = []
     for cell in cells:
         timing = cell["timing"]
@@ -86,11 +91,23 @@ def markdown(results: Record) -> str:
                 f"{cell['feature_bytes'] / timing['ours'] / 1e9:.1f}",
                 f"{timing['ratio']:.2f}",
                 f"{cell['target']:.2f}",
+                in_order.get(_key(cell), "-"),
+                f"{cell['in_cache'] / timing['floor']:.2f}",
                 "-" if factor is None else f"{factor:.1f}",
                 fastest or "-",
             )
         )
-    header = ("N x d, K", "update", "GB/s", "x floor", "target", "fastest other / ours", "which")
+    header = (
+        "N x d, K",
+        "update",
+        "GB/s",
+        "x floor",
+        "target",
+        "sorted labels",
+        "in cache",
+        "fastest other / ours",
+        "which",
+    )
     return "\n".join(
         [
             f"`{results['command']}` on {machine['cpu']}, {machine['cores']} cores, "

@@ -10,6 +10,7 @@ namespace deeprep::cuda {
 // where the growth of its first segment was. Parallel axis: (class, strip).
 static __global__ void merge_segments(Batch batch, int team_size) {
   constexpr int kVector = 4;
+  constexpr int kAhead = 4;
   if (is_refused(batch)) return;
   const Team team = Team::of_this_thread(team_size);
   const int64_t num_strips = batch.plan.num_strips;
@@ -30,16 +31,28 @@ static __global__ void merge_segments(Batch batch, int team_size) {
     for (int e = 0; e < kVector; ++e) mean[e] = e < count ? state_mean[e] : 0;
     int64_t n = batch.counts[k];
     double total = 0;
-    for (int64_t s = first; s < last; ++s) {
-      const Segment segment = batch.segments[s];
-      const double* waiting =
-          batch.segment_means + waiting_slot(batch, segment, s) * batch.num_columns + column;
-      double other[kVector];
+    for (int64_t base = first; base < last; base += kAhead) {
+      // Merges depend on each other, loads do not: ask for several before the first is needed.
+      double other[kAhead][kVector];
+      double within[kAhead];
+      int64_t rows[kAhead];
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) other[e] = e < count ? waiting[e] : 0;
-      const double between = merge_mean(team, other, segment.num_rows, n, mean, count);
-      if (team.rank == 0) total += batch.segment_growth[s * num_strips + strip] + between;
-      n += segment.num_rows;
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t s = base + i < last ? base + i : last - 1;
+        const Segment segment = batch.segments[s];
+        const double* waiting =
+            batch.segment_means + waiting_slot(batch, segment, s) * batch.num_columns + column;
+        rows[i] = segment.num_rows;
+        within[i] = team.rank == 0 ? batch.segment_growth[s * num_strips + strip] : 0;
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) other[i][e] = e < count ? waiting[e] : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (base + i >= last) break;
+        total += within[i] + merge_mean(team, other[i], rows[i], n, mean, count);
+        n += rows[i];
+      }
     }
 #pragma unroll
     for (int e = 0; e < kVector; ++e) {
@@ -60,7 +73,7 @@ static __global__ void finish(Batch batch) {
     const int64_t last = first_segment_of(batch, k + 1);
     if (first == last) continue;
     // In order, like the CPU: each warp's load takes 32 strips, each addition one.
-    double sumsq = batch.sumsq[k];
+    double sumsq = lane == 0 ? batch.sumsq[k] : 0;  // no shuffle orders a read before the write
     for (int64_t base = 0; base < num_strips; base += kWarpThreads) {
       const double mine =
           base + lane < num_strips ? batch.segment_growth[first * num_strips + base + lane] : 0;

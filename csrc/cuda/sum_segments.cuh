@@ -217,8 +217,14 @@ __device__ __forceinline__ double merge_mean(const Team& team, const double (&ot
   return n == 0 ? 0 : sum_strip(team, growth);
 }
 
+// Blocks of 256 threads that share a multiprocessor: two leave 128 registers a thread, which
+// float64 and the elementwise loads of the unaligned path would spill.
 template <FeatureType kType, bool kAligned>
-__global__ void __launch_bounds__(256, kAligned ? 2 : 1) sum_segments(Batch batch, int team_size) {
+constexpr int kResidentBlocks = kAligned && kType != FeatureType::kFloat64 ? 2 : 1;
+
+template <FeatureType kType, bool kAligned>
+__global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
+    sum_segments(Batch batch, int team_size) {
   constexpr int kVector = Element<kType>::kVector;
   if (is_refused(batch)) return;
   const Team team = Team::of_this_thread(team_size);

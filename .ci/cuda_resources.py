@@ -1,0 +1,322 @@
+"""Compile the kernels for every architecture and hold what nvcc reports to csrc/cuda/resources.md.
+
+`python .ci/cuda_resources.py` writes the table, which takes cuobjdump besides nvcc; `--check`
+compares, and names what differs. Both fail on a spill, on local memory, on a warning of nvcc, and
+where the hot loop of the fused pass loads features by less than 16 bytes. About 20 s an
+architecture on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuda_reports import (
+    LIMITS,
+    THREADS_PER_BLOCK,
+    Code,
+    Resources,
+    most_in_flight,
+    parse_ptx,
+    parse_ptxas,
+    parse_sass,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "csrc/cuda/resources.md"
+SOURCE = "csrc/cuda/stream.cu"
+LEAST_LOADS = 8  # of 16 bytes that a thread has in flight in the fused pass
+HOT_KERNELS = re.compile(r"sum_segments<\w+, aligned>")
+FEATURE_LOAD_SASS = r"LDG\.E\.128"
+# float64 arithmetic, and the conversions from and to it
+_FLOAT64_SASS = r"D(ADD|MUL|FMA|SETP)|F2F\.F64|F2F\.F32\.F64|I2F\.F64|MUFU\.RCP64H"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of one architecture; `sass` is None without cuobjdump."""
+
+    architecture: str
+    resources: list[Resources]
+    ptx: dict[str, Code]
+    sass: dict[str, Code] | None
+
+
+class CannotCompileError(Exception):
+    """A tool is missing, or the kernels do not compile; the message is for the user."""
+
+
+# ------------------------------------------------------------------------ compiling
+
+
+def find_nvcc() -> Path:
+    """Return nvcc: of CUDACXX, the PATH, or where the toolkit installs it."""
+    for name in (os.environ.get("CUDACXX"), "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if name and (found := shutil.which(name)):
+            return Path(found)
+    raise CannotCompileError(
+        "NVCC IS MISSING: the CUDA kernels were not compiled, and nothing about them was checked.\n"
+        "Install the CUDA toolkit (12.8 or newer), or name its nvcc in CUDACXX."
+    )
+
+
+def find_cuobjdump(nvcc: Path) -> Path | None:
+    """Return cuobjdump: on the PATH, beside nvcc, or from PyPI's nvidia-cuda-cuobjdump."""
+    if found := shutil.which("cuobjdump"):
+        return Path(found)
+    packages = Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/bin/cuobjdump")
+    beside = nvcc.resolve().parent / "cuobjdump"
+    return next((path for path in (beside, *packages) if path.exists()), None)
+
+
+def _run(
+    command: Sequence[str | Path], path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, with the folder `path` searched for programs first."""
+    searched = f"{path}{os.pathsep}{os.environ['PATH']}" if path else os.environ["PATH"]
+    environment = {**os.environ, "PATH": searched}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise CannotCompileError(f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def compile_command(nvcc: Path, build: Path) -> list[str]:
+    """Return how CMake compiles the kernels, warnings being errors."""
+    _run(
+        [
+            *("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_CUDA_COMPILER={nvcc}"),
+            *("-DDEEPREP_CUDA=ON", "-DDEEPREP_WERROR=ON", "-DDEEPREP_BUILD_MODULE=OFF"),
+            *("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"),
+        ],
+        Path(sys.executable).parent,  # `make` does not put the environment's cmake on the PATH
+    )
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        if Path(entry["file"]) == ROOT / SOURCE:
+            return shlex.split(entry["command"])
+    raise CannotCompileError(f"CMakeLists.txt does not compile {SOURCE}")
+
+
+def for_architecture(command: Sequence[str], architecture: str, cubin: Path) -> list[str]:
+    """Return the command that compiles for one architecture only, with ptxas' report."""
+    kept = [token for token in command if not token.startswith("--generate-code")]
+    del kept[kept.index("-o") : kept.index("-o") + 2]
+    kept.remove("-c")
+    number = architecture.removeprefix("sm_")
+    return [
+        *kept,
+        *("-gencode", f"arch=compute_{number},code={architecture}", "-Xptxas", "-v"),
+        *("-cubin", "-o", str(cubin), "--keep", "--keep-dir", str(cubin.parent)),
+    ]
+
+
+def compile_all(nvcc: Path, cuobjdump: Path | None) -> list[Compiled]:
+    """Compile for every architecture that CMake builds for."""
+    compiled = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = compile_command(nvcc, Path(folder, "cmake"))
+        architectures = re.findall(r"sm_\d+", " ".join(t for t in command if "generate-code" in t))
+        if missing := set(LIMITS) - set(architectures):
+            raise CannotCompileError(f"{nvcc} is not asked to compile for {sorted(missing)}")
+        for architecture in sorted(architectures, key=lambda name: int(name[3:])):
+            print(f"compiling {SOURCE} for {architecture}", flush=True)
+            place = Path(folder, architecture)
+            place.mkdir()
+            cubin = place / "stream.cubin"
+            report = _run(for_architecture(command, architecture, cubin)).stderr
+            sass = None
+            if cuobjdump is not None:
+                listing = _run([cuobjdump, "-sass", cubin], cuobjdump.parent)  # calls nvdisasm
+                sass = parse_sass(listing.stdout)
+            ptx = parse_ptx((place / "stream.ptx").read_text())
+            compiled.append(Compiled(architecture, parse_ptxas(report), ptx, sass))
+    return compiled
+
+
+# ------------------------------------------------------------------------ judging
+
+
+def find_faults(compiled: Compiled) -> list[str]:
+    """Return what must not be: spills, local memory, narrow loads of features in the hot loop."""
+    faults = []
+    for each in compiled.resources:
+        where = f"{each.kernel} on {each.architecture}"
+        if each.spill_stores or each.spill_loads:
+            stored, loaded = each.spill_stores, each.spill_loads
+            faults.append(f"{where}: spills {stored} bytes and loads {loaded} bytes again")
+        if each.stack:
+            faults.append(f"{where}: {each.stack} bytes of stack, that is local memory")
+    for kernel, code in compiled.ptx.items():
+        where = f"{kernel} on {compiled.architecture}"
+        local = sum(bool(re.match(r"(ld|st)\.local", line)) for line in code.instructions)
+        if local:
+            faults.append(f"{where}: {local} loads and stores of local memory in PTX")
+        if HOT_KERNELS.fullmatch(kernel):
+            wide = r"ld\.global\.nc(\.\w+)*\.(v4\.[ubf]32|v2\.[ubf]64) "
+            faults += _narrow_loads(f"{where}, PTX", code, r"ld\.global\.nc", wide)
+    for kernel, code in (compiled.sass or {}).items():
+        if HOT_KERNELS.fullmatch(kernel):
+            where = f"{kernel} on {compiled.architecture}, SASS"
+            faults += _narrow_loads(where, code, r"LDG\.\S*CONSTANT", FEATURE_LOAD_SASS)
+    return faults
+
+
+def _narrow_loads(where: str, code: Code, load: str, wide: str) -> list[str]:
+    try:
+        loop = code.hot_loop(load)
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    loads, wide_loads = code.count(loop, load), code.count(loop, wide)
+    if loads == wide_loads >= LEAST_LOADS:
+        return []
+    return [
+        f"{where}: {wide_loads} of {loads} loads of features in the hot loop are of 16 bytes, "
+        f"expected all, and at least {LEAST_LOADS}"
+    ]
+
+
+# ------------------------------------------------------------------------ the table
+
+_LOOPS_TITLE = "## The hot loops of `sum_segments`, aligned"
+
+
+def render(compiled: Sequence[Compiled], toolkit: str) -> str:
+    """Lay out resources.md; without SASS it ends before the hot loops."""
+    lines = [
+        "# Resources of the kernels",
+        "",
+        f"Written by `make cuda-resources WRITE=1` with nvcc {toolkit}; `make cuda-resources`",
+        "compares. Registers and bytes of stack and spills are of a thread, shared memory is of",
+        f"a block; occupancy is that of blocks of {THREADS_PER_BLOCK} threads, from the limits of",
+        "the architecture. CUB's kernels are left out.",
+    ]
+    for each in compiled:
+        limits = LIMITS[each.architecture]
+        lines += [
+            "",
+            f"## {each.architecture}, {limits.warps} warps a multiprocessor",
+            "",
+            "| kernel | registers | shared | stack | spilled | warps | occupancy |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        lines += [
+            f"| `{r.kernel}` | {r.registers} | {r.shared} | {r.stack} "
+            f"| {r.spill_stores + r.spill_loads} | {r.resident_warps} | {r.occupancy:.1%} |"
+            for r in each.resources
+        ]
+    loops = [row for each in compiled if each.sass is not None for row in _loop_rows(each)]
+    if loops:
+        lines += [
+            "",
+            _LOOPS_TITLE,
+            "",
+            "From the SASS, along the path with most instructions. A round is one turn of the",
+            "loop, eight rows; chunk: what is executed besides once a chunk of up to 64 rows. In",
+            "flight: loads of 16 bytes that a thread issues before it needs the first, and what",
+            "that makes in a multiprocessor full of resident warps. Merge: instructions of a turn",
+            "in merge_segments, kAhead segments.",
+            "",
+            "| architecture | kernel | instructions a round | of them float64 "
+            "| loads of 16 bytes | instructions per 16 bytes | chunk | of them float64 "
+            "| in flight | warps | KiB | merge |",
+            "|---|---|" + "---:|" * 10,
+            *loops,
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _loop_rows(compiled: Compiled) -> list[str]:
+    rows = []
+    warps = {each.kernel: each.resident_warps for each in compiled.resources}
+    for kernel, code in sorted((compiled.sass or {}).items()):
+        if not HOT_KERNELS.fullmatch(kernel):
+            continue
+        hot = code.hot_loop(FEATURE_LOAD_SASS)
+        around = [
+            loop for loop in code.loops if loop != hot and loop[0] <= hot[0] <= hot[1] <= loop[1]
+        ]
+        # What sums a column again in double is rare, and recognised by its loads.
+        inner = [
+            loop
+            for loop in code.loops
+            if around[0][0] < loop[0] <= loop[1] < around[0][1] and code.count(loop, "LDG")
+        ]
+        round_, round64 = (code.count_executed(hot, p) for p in ("", _FLOAT64_SASS))
+        chunk, chunk64 = (
+            code.count_executed(around[0], p, without=[hot, *inner]) for p in ("", _FLOAT64_SASS)
+        )
+        loads = code.count_executed(hot, FEATURE_LOAD_SASS)
+        flying = most_in_flight(code, hot, FEATURE_LOAD_SASS)
+        kib = flying * 16 * 32 * warps[kernel] // 1024
+        turn = _merge_turn(compiled.sass["merge_segments"]) if compiled.sass else 0
+        rows.append(
+            f"| {compiled.architecture} | `{kernel}` | {round_} | {round64} "
+            f"| {loads} | {round_ / loads:.1f} | {chunk} | {chunk64} | {flying} "
+            f"| {warps[kernel]} | {kib} | {turn} |"
+        )
+    return rows
+
+
+def _merge_turn(code: Code) -> int:
+    """Count what a turn of merge_segments executes: of its smallest loop that loads and adds."""
+    turn = next(loop for loop in code.loops if code.count(loop, "LDG") and code.count(loop, "DADD"))
+    return code.count_executed(turn, "")
+
+
+def differences(committed: str, made: str) -> list[str]:
+    """Return the lines that differ, `-` committed and `+` made; loops only if both have them."""
+    if _LOOPS_TITLE not in made:
+        committed = committed.split(f"\n{_LOOPS_TITLE}")[0]
+    found = difflib.unified_diff(committed.splitlines(), made.splitlines(), lineterm="", n=0)
+    return [line for line in found if not line.startswith(("---", "+++", "@@"))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the table, write none")
+    settings = parser.parse_args(arguments)
+    try:
+        nvcc = find_nvcc()
+        version = re.search(r"V([\d.]+)", _run([nvcc, "--version"]).stdout)
+        cuobjdump = find_cuobjdump(nvcc)
+        if cuobjdump is None:
+            how = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+            print(f"CUOBJDUMP IS MISSING: PTX is checked, SASS is not ({how})", flush=True)
+            if not settings.check:
+                return 1
+        compiled = compile_all(nvcc, cuobjdump)
+        faults = [fault for each in compiled for fault in find_faults(each)]
+        made = render(compiled, version[1] if version else "unknown")
+    except (CannotCompileError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if settings.check:
+        changed = differences(TABLE.read_text() if TABLE.exists() else "", made)
+        if changed:
+            faults.append(
+                f"{TABLE.relative_to(ROOT)} is not what nvcc makes; `make cuda-resources WRITE=1` "
+                "writes it anew:\n" + "\n".join(changed)
+            )
+    else:
+        TABLE.write_text(made)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    count = sum(len(each.resources) for each in compiled)
+    print(f"{count} kernels on {len(compiled)} architectures, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
