@@ -1,0 +1,203 @@
+// Runs the CUDA kernels on the host, for tests that ask: reads requests from stdin until it ends,
+// answers each on stdout. Everything is binary, in the machine's byte order:
+//
+//     request   struct Request, then the arrays that `operation` needs, contiguous
+//     reply     int64 failed, int64 num_bytes, then the arrays written; if failed, a message
+//
+// Every array lies in a heap block of its exact size, so that AddressSanitizer sees what is read or
+// written beyond.
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "host_device.h"
+
+namespace {
+
+using namespace deeprep;
+using simt::HostDevice;
+
+enum class Operation : int64_t { kClassMoments, kShiftRows, kSquaredDistances, kPlan };
+
+struct Request {
+  Operation operation;
+  int64_t feature_type;
+  int64_t label_type;
+  int64_t num_rows;
+  int64_t num_columns;
+  int64_t num_classes;
+  int64_t row_stride;  // in elements
+  int64_t column_stride;
+  int64_t extent;      // elements that the strides span
+  int64_t first;       // the element among them at row 0, column 0
+  int64_t misaligned;  // bytes by which they miss a 16-byte aligned address
+  int64_t ignore_index;
+  int64_t has_center;
+  int64_t seed;
+  int64_t threads_per_block;
+  int64_t max_blocks;
+
+  FeatureType type() const { return static_cast<FeatureType>(feature_type); }
+  HostDevice device() const {
+    return {static_cast<uint64_t>(seed), static_cast<int>(threads_per_block), max_blocks};
+  }
+};
+
+bool read(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
+
+void write(const void* from, size_t bytes) {
+  if (std::fwrite(from, 1, bytes, stdout) != bytes) throw std::runtime_error("nobody listens");
+}
+
+// Bytes of its own, from `skipped` bytes after a 256-byte aligned address on; 0xff until written,
+// so that what is read too early is -1 as an integer and NaN as a number.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes, int64_t skipped = 0)
+      : bytes_(static_cast<size_t>(bytes)),
+        skipped_(static_cast<size_t>(skipped)),
+        block_(static_cast<char*>(::operator new(bytes_ + skipped_, kAlignment))) {
+    std::memset(data(), 0xff, bytes_);
+  }
+
+  static Memory from_request(int64_t bytes, int64_t skipped = 0) {
+    Memory memory(bytes, skipped);
+    if (!read(memory.data(), memory.bytes_)) throw std::runtime_error("the request is cut short");
+    return memory;
+  }
+
+  char* data() const { return block_.get() + skipped_; }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data());
+  }
+  size_t size() const { return bytes_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{cuda::kScratchAlignment};
+  struct Free {
+    void operator()(char* block) const { ::operator delete(block, kAlignment); }
+  };
+
+  size_t bytes_;
+  size_t skipped_;
+  std::unique_ptr<char, Free> block_;
+};
+
+template <typename... Memories>
+void reply(const Memories&... memories) {
+  const int64_t header[] = {0, static_cast<int64_t>((memories.size() + ...))};
+  write(header, sizeof header);
+  (write(memories.data(), memories.size()), ...);
+}
+
+void reply_failure(const std::string& message) {
+  const int64_t header[] = {1, static_cast<int64_t>(message.size())};
+  write(header, sizeof header);
+  write(message.data(), message.size());
+}
+
+// Features and labels of a request.
+struct BatchMemory {
+  explicit BatchMemory(const Request& request)
+      : feature_memory(
+            Memory::from_request(request.extent * size_of(request.type()), request.misaligned)),
+        label_memory(Memory::from_request(request.num_rows * (request.label_type == 0 ? 4 : 8))),
+        features{feature_memory.data() + request.first * size_of(request.type()),
+                 request.type(),
+                 request.num_rows,
+                 request.num_columns,
+                 request.row_stride,
+                 request.column_stride},
+        labels{label_memory.data(), static_cast<LabelType>(request.label_type),
+               request.ignore_index} {}
+
+  Memory feature_memory;
+  Memory label_memory;
+  Features features;
+  Labels labels;
+};
+
+void run_class_moments(const Request& request) {
+  const BatchMemory batch(request);
+  const int64_t num_classes = request.num_classes;
+  const Memory counts = Memory::from_request(8 * num_classes);
+  const Memory means = Memory::from_request(8 * num_classes * request.num_columns);
+  const Memory sumsq = Memory::from_request(8 * num_classes);
+  const Memory error = Memory::from_request(8 * 3);
+  HostDevice device = request.device();
+  const Memory scratch(
+      request.num_rows == 0 ? 0 : simt::scratch_bytes(device, batch.features, num_classes));
+  cuda::class_moments(device, batch.features, batch.labels,
+                      {counts.as<int64_t>(), means.as<double>(), sumsq.as<double>(), num_classes},
+                      error.as<int64_t>(), scratch.data());
+  reply(counts, means, sumsq, error);
+}
+
+void run_shift_rows(const Request& request) {
+  const BatchMemory batch(request);
+  const int64_t size = request.type() == FeatureType::kFloat64 ? 8 : 4;
+  const Memory pivots = Memory::from_request(request.num_classes * request.num_columns * size);
+  const Memory out(request.num_rows * request.num_columns * size);
+  HostDevice device = request.device();
+  cuda::shift_rows(device, batch.features, batch.labels, pivots.data(), out.data());
+  reply(out);
+}
+
+void run_squared_distances(const Request& request) {
+  const Memory means = Memory::from_request(8 * request.num_classes * request.num_columns);
+  const Memory center = Memory::from_request(8 * request.num_columns * request.has_center);
+  const Memory out(8 * request.num_classes);
+  HostDevice device = request.device();
+  cuda::squared_distances(device, means.as<double>(),
+                          request.has_center != 0 ? center.as<double>() : nullptr, out.as<double>(),
+                          request.num_classes, request.num_columns);
+  reply(out);
+}
+
+// Groups, rows of a group, rows of a block, strips: so that a test can say what its shape is for.
+void reply_plan(const Request& request) {
+  const Plan plan =
+      make_plan(request.num_rows, request.num_columns, request.type(), request.num_classes);
+  const int64_t numbers[] = {plan.num_groups, plan.group_rows, plan.block_rows, plan.num_strips};
+  const Memory out(sizeof numbers);
+  std::memcpy(out.data(), numbers, sizeof numbers);
+  reply(out);
+}
+
+void run(const Request& request) {
+  switch (request.operation) {
+    case Operation::kClassMoments:
+      return run_class_moments(request);
+    case Operation::kShiftRows:
+      return run_shift_rows(request);
+    case Operation::kSquaredDistances:
+      return run_squared_distances(request);
+    case Operation::kPlan:
+      return reply_plan(request);
+  }
+  throw std::runtime_error("no such operation");
+}
+
+}  // namespace
+
+int main() {
+  constexpr unsigned kMostSeconds = 120;
+  Request request;
+  while (read(&request, sizeof request)) {
+    alarm(kMostSeconds);  // a kernel that never ends ends the process
+    try {
+      run(request);
+    } catch (const std::exception& error) {
+      reply_failure(error.what());
+    }
+    std::fflush(stdout);
+    alarm(0);
+  }
+  return 0;
+}

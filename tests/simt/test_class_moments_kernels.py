@@ -1,0 +1,452 @@
+"""The CUDA kernels, executed on the host, give the CPU's bits for any batch, launch and schedule.
+
+Each request runs a whole update, or one of the two small kernels, in the host executor: in plain
+builds, and in builds that see every access out of bounds and every race.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import deeprep
+
+BUILDS = ["plain", "address", "thread"]
+FEATURE_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # csrc/dispatch.h
+LABEL_TYPES = [torch.int32, torch.int64]
+IGNORE_INDEX = -100
+CLASS_MOMENTS, SHIFT_ROWS, SQUARED_DISTANCES, PLAN = range(4)
+NO_ERROR = (-1, -1, -1)
+SEGMENT_ROWS = 1024  # csrc/moments.h
+
+
+# ---------------------------------------------------------------- batches
+
+DATA = [
+    *("gaussian", "offset", "outlier_first", "outliers", "tiny", "huge", "constant", "collapsed"),
+    "nonfinite",
+]
+
+
+def make_features(rng, labels, num_columns, num_classes, dtype, data):
+    """Features (N, d), of a difficulty that each branch of the kernels meets."""
+    features = rng.standard_normal((len(labels), num_columns))
+    if data == "offset":
+        features += 100.0 if dtype in (torch.float16, torch.bfloat16) else 1e6
+    elif data == "outlier_first":
+        features[:1] *= 1e4
+    elif data == "outliers":
+        features[rng.random(len(labels)) < 0.05] *= 1e3
+    elif data == "tiny":  # squares below the range of float32
+        features *= 1e-25
+    elif data == "huge":  # squares above the range of float32, values above that of float16
+        features *= 1e30
+    elif data == "constant":
+        features[:] = 3.7
+    elif data == "collapsed":
+        centers = rng.standard_normal((min(num_classes, 50), num_columns))
+        features = centers[labels % len(centers)] + 1e-6 * features
+    elif data == "nonfinite":
+        bad = rng.choice([np.nan, np.inf, -np.inf])
+        features[labels == labels[len(labels) // 2], rng.integers(num_columns)] = bad
+    return torch.from_numpy(features).to(dtype)
+
+
+LABELS = [
+    *("shuffled", "sorted", "reversed", "skewed", "three_heavy", "one_class", "some_ignored"),
+    "all_ignored",
+]
+
+
+def make_labels(rng, num_rows, num_classes, kind):
+    """Labels (N,) int64; with few rows, some classes stay empty in all of them."""
+    labels = rng.integers(0, num_classes, num_rows)
+    if kind == "sorted":
+        labels.sort()
+    elif kind == "reversed":
+        labels[::-1].sort()
+    elif kind == "skewed":
+        labels[rng.random(num_rows) < rng.uniform(0.5, 1)] = num_classes // 2
+    elif kind == "three_heavy":
+        heavy = rng.random(num_rows) < 0.9
+        labels[heavy] %= min(3, num_classes)
+    elif kind == "one_class":
+        labels[:] = num_classes - 1
+    elif kind == "some_ignored":
+        labels[rng.random(num_rows) < 0.3] = IGNORE_INDEX
+    elif kind == "all_ignored":
+        labels[:] = IGNORE_INDEX
+    return torch.from_numpy(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where features lie: all elements that the strides span, the rest of them being NaN."""
+
+    elements: np.ndarray
+    first: int
+    row_stride: int
+    column_stride: int
+    misaligned: int = 0  # bytes
+
+
+LAYOUTS = [
+    *("contiguous", "padded", "padded_16_bytes", "backwards", "every_other_column", "transposed"),
+    *("columns_backwards", "misaligned", "repeated"),
+]
+
+
+def lay_out(features, kind):
+    """Put contiguous features (N, d) where `kind` says; repeated: as if all rows were the first."""
+    num_rows, num_columns = features.shape
+    bits = features.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[features.itemsize])
+    bits = bits.numpy()
+    row, column = {
+        "padded": (num_columns + 3, 1),
+        "padded_16_bytes": (num_columns + 16, 1),
+        "backwards": (-num_columns, 1),
+        "every_other_column": (2 * num_columns, 2),
+        "transposed": (1, num_rows),
+        "columns_backwards": (num_columns, -1),
+        "repeated": (0, 1),
+    }.get(kind, (num_columns, 1))
+    steps = [(num_rows - 1) * row, (num_columns - 1) * column]
+    first = -sum(min(0, step) for step in steps)
+    elements = np.full(sum(map(abs, steps)) + 1, -1, dtype=bits.dtype)
+    for i in range(num_rows):
+        begin = first + i * row
+        end = begin + num_columns * column
+        elements[begin : end if end >= 0 else None : column] = bits[0 if row == 0 else i]
+    misaligned = features.itemsize if kind == "misaligned" else 0
+    return Layout(elements, first, row, column, misaligned)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A schedule and a launch configuration, of which no bit may depend."""
+
+    seed: int = 0
+    threads: int = 128
+    max_blocks: int = 3
+
+
+LAUNCHES = st.builds(
+    Launch,
+    seed=st.integers(0, 2**32),
+    threads=st.sampled_from([32, 64, 96, 128, 256]),
+    max_blocks=st.sampled_from([1, 2, 3, 17, 1000]),
+)
+# ThreadSanitizer's fibers are dear: smaller blocks, and never one alone, which cannot race.
+SMALL_LAUNCHES = st.builds(
+    Launch,
+    seed=st.integers(0, 2**32),
+    threads=st.sampled_from([32, 64, 128]),
+    max_blocks=st.sampled_from([2, 3, 5]),
+)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def run(runner, operation, dtype, shape, num_classes, *arrays, **given):
+    """Send a request (`struct Request` of class_moments_runner.cpp); returns the reply's bytes."""
+    layout = given.get("layout", Layout(np.empty(0), 0, 0, 0))
+    launch = given.get("launch", Launch())
+    header = [
+        *(operation, FEATURE_TYPES.index(dtype)),
+        LABEL_TYPES.index(given.get("label_dtype", torch.int64)),
+        *(*shape, num_classes, layout.row_stride, layout.column_stride),
+        *(len(layout.elements), layout.first, layout.misaligned),
+        *(given.get("ignore_index", IGNORE_INDEX), int(given.get("has_center", False))),
+        *(launch.seed, launch.threads, launch.max_blocks),
+    ]
+    return runner(header, *(np.asarray(array) for array in arrays))
+
+
+def run_update(runner, features, labels, state, layout, launch, error=NO_ERROR, **given):
+    """State and error after an update by the kernels."""
+    num_classes = len(state[0])
+    reply = run(
+        *(runner, CLASS_MOMENTS, features.dtype, features.shape, num_classes),
+        *(layout.elements, labels, *state, np.array(error, dtype=np.int64)),
+        **{"layout": layout, "launch": launch, "label_dtype": labels.dtype, **given},
+    )
+    counts, means, sumsq, noted = np.split(
+        np.frombuffer(reply, dtype=np.int64),
+        np.cumsum([num_classes, num_classes * features.shape[1], num_classes]),
+    )
+    return (counts, means.view(np.float64), sumsq.view(np.float64)), tuple(noted.tolist())
+
+
+def zeros(num_classes, num_columns):
+    return (
+        torch.zeros(num_classes, dtype=torch.int64),
+        torch.zeros(num_classes, num_columns, dtype=torch.float64),
+        torch.zeros(num_classes, dtype=torch.float64),
+    )
+
+
+def update_on_cpu(features, labels, state, ignore_index=IGNORE_INDEX):
+    state = tuple(tensor.clone() for tensor in state)
+    deeprep.ops.class_moments_(features, labels, *state, ignore_index)
+    return state
+
+
+def prior_state(seed, num_classes, num_columns):
+    """A state that holds about half of the classes."""
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.integers(0, num_classes, max(1, min(num_classes // 2, 100))))
+    features = torch.from_numpy(rng.standard_normal((len(labels), num_columns)))
+    return update_on_cpu(features, labels, zeros(num_classes, num_columns))
+
+
+def assert_bits(got, expected, what=""):
+    """Equal bit for bit, but for the payload of NaNs."""
+    got, expected = np.asarray(got).ravel(), np.asarray(expected).ravel()
+    assert got.dtype == expected.dtype
+    different = got.view(f"i{got.itemsize}") != expected.view(f"i{got.itemsize}")
+    different &= ~(np.isnan(got) & np.isnan(expected))
+    first = np.flatnonzero(different)[:5]
+    assert not len(first), f"{what}: {got[first]} instead of {expected[first]} at {first}"
+
+
+def assert_state(got, expected, what=""):
+    for name, a, b in zip(("counts", "means", "sumsq"), got, expected, strict=True):
+        assert_bits(a, b, f"{name}, {what}")
+
+
+def check_update(runner, features, labels, state, layout, launches):
+    """Every launch gives the bits of the CPU."""
+    seen = features[:1].repeat(len(labels), 1) if layout == "repeated" else features
+    expected = update_on_cpu(seen, labels, state)
+    memory = lay_out(features, layout)
+    for launch in launches:
+        got, error = run_update(runner, features, labels, state, memory, launch)
+        assert error == NO_ERROR
+        assert_state(got, expected, launch)
+
+
+# ---------------------------------------------------------------- updates
+
+
+@st.composite
+def shapes(draw, itemsize, large):
+    """Rows, columns and classes, for plans of every kind (csrc/plan.h) with few bytes."""
+    kind = draw(
+        st.sampled_from(["few", "few", "long", "many_classes", "groups", "blocks", "segments"])
+    )
+    if kind == "few":
+        rows, columns = (400, 300) if large else (150, 140)
+        return draw(st.integers(1, rows)), draw(st.integers(1, columns)), draw(st.integers(1, 12))
+    if kind == "long":
+        most = 40 if large else 6
+        return draw(st.integers(1, most)), draw(st.integers(1000, 1500)), draw(st.integers(1, 4))
+    if kind == "many_classes":
+        most = 3000 if large else 300
+        return draw(st.integers(1, 60)), draw(st.integers(1, 40)), draw(st.integers(20, most))
+    if kind == "groups":  # of several blocks each: rows of 1 KiB and more
+        rows, classes = (1700, 3) if large else (600, 1)
+        columns = 1024 // itemsize + draw(st.integers(0, 20))
+        return draw(st.integers(512, rows)), columns, draw(st.integers(1, classes))
+    if kind == "blocks":  # groups of more than a segment, which ends in the middle of some block
+        classes = draw(st.integers(5, 16 if large else 6))
+        rows = 512 * classes + draw(st.integers(0, 600))
+        return rows, 4096 // (classes * itemsize) + draw(st.integers(1, 3)), classes
+    # Classes of several segments, in one group or, where classes are few, more.
+    most = 9000 if large else 2500
+    return draw(st.integers(1000, most)), draw(st.integers(1, 4)), draw(st.integers(1, 20))
+
+
+def check_drawn_update(runner, data, launches, large):
+    dtype = data.draw(st.sampled_from(FEATURE_TYPES))
+    num_rows, num_columns, num_classes = data.draw(shapes(dtype.itemsize, large))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    labels = make_labels(rng, num_rows, num_classes, data.draw(st.sampled_from(LABELS)))
+    kind = data.draw(st.sampled_from(DATA))
+    features = make_features(rng, labels.numpy(), num_columns, num_classes, dtype, kind)
+    has_state = data.draw(st.booleans())
+    state = zeros(num_classes, num_columns)
+    if has_state:
+        state = prior_state(seed, num_classes, num_columns)
+    labels = labels.to(data.draw(st.sampled_from(LABEL_TYPES)))
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    check_update(runner, features, labels, state, layout, data.draw(launches))
+
+
+@hypothesis.settings(max_examples=400)
+@given(data=st.data())
+def test_any_update_gives_the_bits_of_the_cpu(kernel_runner, data):
+    launches = st.tuples(LAUNCHES, LAUNCHES)
+    check_drawn_update(kernel_runner("plain"), data, launches, large=True)
+
+
+@hypothesis.settings(max_examples=100)
+@given(data=st.data())
+def test_any_update_stays_within_its_memory(kernel_runner, data):
+    check_drawn_update(kernel_runner("address"), data, st.tuples(LAUNCHES), large=False)
+
+
+@hypothesis.settings(max_examples=40)
+@given(data=st.data())
+def test_no_update_races(kernel_runner, data):
+    launches = st.tuples(SMALL_LAUNCHES, SMALL_LAUNCHES)
+    check_drawn_update(kernel_runner("thread"), data, launches, large=False)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned"])
+@pytest.mark.parametrize("label_dtype", LABEL_TYPES)
+@pytest.mark.parametrize("dtype", FEATURE_TYPES)
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_type_and_team(kernel_runner, build, dtype, label_dtype, layout):
+    """Rows that take 1, 2, ... 32 threads, by vectors and, misaligned, by elements."""
+    for num_columns in (1, 8, 16, 24, 64, 128, 136):
+        rng = np.random.default_rng(num_columns)
+        labels = make_labels(rng, 90, 3, "some_ignored")
+        features = make_features(rng, labels.numpy(), num_columns, 3, dtype, "outlier_first")
+        state = prior_state(1, 3, num_columns)
+        launch = [Launch(seed=num_columns, threads=64, max_blocks=2)]
+        check_update(kernel_runner(build), features, labels.to(label_dtype), state, layout, launch)
+
+
+PLANS = {
+    "one group, several segments": (5000, 20, 20, torch.float32, "three_heavy"),
+    "groups of one block": (9000, 4, 2, torch.float64, "shuffled"),
+    "groups of several blocks": (1100, 520, 2, torch.float32, "shuffled"),
+    "segments across blocks": (2700, 130, 5, torch.float64, "skewed"),
+    "one class of all": (5000, 520, 8, torch.float16, "one_class"),
+    "groups of many rows": (70_000, 3, 4, torch.float32, "shuffled"),
+    "one column": (140_000, 1, 2, torch.bfloat16, "some_ignored"),
+    "many classes": (2000, 3, 100_000, torch.float32, "shuffled"),
+}
+
+
+@pytest.mark.parametrize("has_state", [False, True])
+@pytest.mark.parametrize("name", PLANS)
+def test_plans(kernel_runner, name, has_state):
+    num_rows, num_columns, num_classes, dtype, label_kind = PLANS[name]
+    runner = kernel_runner("plain")
+    groups, group_rows, block_rows, _ = np.frombuffer(
+        run(runner, PLAN, dtype, (num_rows, num_columns), num_classes), np.int64
+    )
+    assert (groups > 1) == (name not in ("one group, several segments", "many classes"))
+    if name in ("groups of several blocks", "segments across blocks", "one class of all"):
+        assert group_rows > block_rows
+    if name in ("segments across blocks", "one class of all"):
+        assert group_rows > SEGMENT_ROWS > block_rows
+    rng = np.random.default_rng(3)
+    labels = make_labels(rng, num_rows, num_classes, label_kind)
+    features = make_features(rng, labels.numpy(), num_columns, num_classes, dtype, "gaussian")
+    state = zeros(num_classes, num_columns)
+    if has_state:
+        state = prior_state(1, num_classes, num_columns)
+    launches = [Launch(1, threads=256, max_blocks=20), Launch(2, threads=32, max_blocks=3)]
+    check_update(runner, features, labels, state, "contiguous", launches)
+
+
+@pytest.mark.parametrize("bad", [-1, 5, -(2**31), 2**40])
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_label_out_of_range_is_noted_and_nothing_is_written(kernel_runner, build, bad):
+    runner = kernel_runner(build)
+    rng = np.random.default_rng(0)
+    labels = make_labels(rng, 200, 5, "some_ignored").to(torch.int64 if bad > 5 else torch.int32)
+    features = make_features(rng, labels.numpy(), 9, 5, torch.float32, "gaussian")
+    state = prior_state(1, 5, 9)
+    memory = lay_out(features, "contiguous")
+    wrong = labels.clone()
+    wrong[[77, 78, 150]] = torch.tensor([bad, -3, bad], dtype=labels.dtype)
+    for launch in (Launch(1, threads=32, max_blocks=5), Launch(2, threads=64, max_blocks=1)):
+        got, error = run_update(runner, features, wrong, state, memory, launch)
+        assert error == (77, bad, 1)
+        assert_state(got, state)
+        # Neither right labels nor other wrong ones change anything from now on.
+        wrong_at_once = wrong.clone()
+        wrong_at_once[0] = 7
+        for later in (labels, wrong_at_once):
+            got, still = run_update(runner, features, later, state, memory, launch, error)
+            assert still == error
+            assert_state(got, state)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 0, 4, 5, 2**40])
+def test_any_number_can_be_the_ignored_label(kernel_runner, ignore_index):
+    rng = np.random.default_rng(0)
+    labels = make_labels(rng, 200, 5, "shuffled")
+    labels[labels == 1] = min(ignore_index, 5)
+    features = make_features(rng, labels.numpy(), 9, 5, torch.float32, "gaussian")
+    labels[labels == 5] = ignore_index
+    state = zeros(5, 9)
+    layout = lay_out(features, "contiguous")
+    got, error = run_update(
+        *(kernel_runner("plain"), features, labels, state, layout, Launch()),
+        ignore_index=ignore_index,
+    )
+    assert error == NO_ERROR
+    assert_state(got, update_on_cpu(features, labels, state, ignore_index))
+
+
+# ---------------------------------------------------------------- the small kernels
+
+
+@pytest.mark.parametrize("label_dtype", LABEL_TYPES)
+@pytest.mark.parametrize("dtype", FEATURE_TYPES)
+@pytest.mark.parametrize("build", BUILDS)
+def test_shift_rows(kernel_runner, build, dtype, label_dtype):
+    shapes_and_layouts = [
+        *((1, 1, "contiguous"), (70, 33, "padded"), (9, 300, "misaligned"), (40, 8, "backwards")),
+        *((20, 5, "transposed"), (20, 6, "columns_backwards"), (20, 7, "every_other_column")),
+    ]
+    for num_rows, num_columns, layout in shapes_and_layouts:
+        rng = np.random.default_rng(num_rows)
+        labels = make_labels(rng, num_rows, 4, "some_ignored").to(label_dtype)
+        features = make_features(rng, labels.numpy(), num_columns, 4, dtype, "nonfinite")
+        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+        pivots = torch.from_numpy(rng.standard_normal((4, num_columns))).to(accumulator)
+        expected = features.new_empty(features.shape, dtype=accumulator)
+        deeprep.ops.shift_rows(features, labels, pivots, expected, IGNORE_INDEX)
+        memory = lay_out(features, layout)
+        reply = run(
+            *(kernel_runner(build), SHIFT_ROWS, dtype, features.shape, 4),
+            *(memory.elements, labels, pivots),
+            **{"layout": memory, "label_dtype": label_dtype, "launch": Launch(5, 64, 7)},
+        )
+        assert_bits(np.frombuffer(reply, expected.numpy().dtype), expected, layout)
+
+
+@pytest.mark.parametrize("has_center", [False, True])
+@pytest.mark.parametrize("build", BUILDS)
+def test_squared_distances(kernel_runner, build, has_center):
+    """Below, at and above the 8 strips of 128 columns that a block takes at a time."""
+    for num_classes, num_columns in [(1, 1), (9, 3), (2, 128), (3, 300), (2, 1024), (3, 2050)]:
+        rng = np.random.default_rng(num_columns)
+        points = torch.from_numpy(rng.standard_normal((num_classes, num_columns)) + 1e3)
+        points[num_classes // 2, num_columns // 2] = rng.choice([np.nan, np.inf, 1.0])
+        center = torch.from_numpy(rng.standard_normal(num_columns)) if has_center else None
+        reply = run(
+            *(kernel_runner(build), SQUARED_DISTANCES, torch.float64, (0, num_columns)),
+            *(num_classes, points, *([center] if has_center else [])),
+            **{"has_center": has_center, "launch": Launch(5, max_blocks=2)},
+        )
+        expected = deeprep.ops.squared_distances(points, center)
+        assert_bits(np.frombuffer(reply, np.float64), expected, num_columns)
+
+
+def test_empty_batches(kernel_runner):
+    features, labels = torch.empty(0, 6), torch.empty(0, dtype=torch.int64)
+    layout = Layout(np.empty(0, np.int32), 0, 6, 1)
+    state = prior_state(1, 3, 6)
+    got, error = run_update(kernel_runner("plain"), features, labels, state, layout, Launch())
+    assert error == NO_ERROR
+    assert_state(got, state)
+    reply = run(
+        *(kernel_runner("plain"), SHIFT_ROWS, torch.float32, (0, 6), 3),
+        *(layout.elements, labels, torch.zeros(3, 6)),
+        layout=layout,
+    )
+    assert reply == b""
