@@ -1,25 +1,23 @@
 """deeprep on a GPU: against the float64 reference, against the CPU's bits, and against the clock.
 
 Without a GPU the kernels are executed on the host by tests/simt, and what Python does around them
-by tests/test_cuda_path.py; here both meet the real device.
+by tests/simt/test_cuda_path.py; here both meet the real device.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
 import torch
 
 import deeprep
-from deeprep import ClassScatter, class_scatter, metrics, ops, reference
+from deeprep import ClassScatter, class_scatter, ops, reference
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(
         not torch.cuda.is_available(),
-        reason="no GPU: tests/simt runs the kernels, tests/test_cuda_path.py what surrounds them",
+        reason="no GPU: tests/simt runs the kernels, and what surrounds them, on the host",
     ),
 ]
 
@@ -378,68 +376,3 @@ def test_the_second_device():
     assert s.device == streamed.device == torch.device("cuda:1")
     assert_same_state(s, streamed)
     assert_bits((s.counts, s.means, s.sumsq), moments(features, labels, 6))
-
-
-METRICS = {
-    "compression": deeprep.compression,
-    "compression, prior": lambda s: deeprep.compression(s, "prior"),
-    "discrimination": deeprep.discrimination,
-    "discrimination, centered": lambda s: deeprep.discrimination(s, centered=True),
-    **{
-        name: getattr(metrics, name)
-        for name in (
-            *("cdnv", "effective_rank", "equiangularity", "equinorm", "etf_error", "nc1"),
-            "numerical_rank",
-        )
-    },
-    "probe": lambda s: metrics.probe(s).weight.norm().item(),
-    "self_duality": lambda s: metrics.self_duality(s, torch.ones(9, 40).triu()),
-    "trace_between": ClassScatter.trace_between,
-}
-
-
-@pytest.mark.filterwarnings("ignore:1 of 9 classes have no samples")
-@pytest.mark.parametrize("name", METRICS)
-def test_metrics_on_the_device_equal_the_cpus(name):
-    features, labels = make_data(3000, 40, 9, torch.float64)
-    s = class_scatter(features, labels, 9, full=True)
-    assert METRICS[name](s.to("cuda")) == pytest.approx(METRICS[name](s), rel=1e-9)
-
-
-@pytest.mark.filterwarnings("ignore:1 of 9 classes have no samples")
-def test_classifiers_on_the_device_equal_the_cpus():
-    features, labels = make_data(3000, 40, 9, torch.float64)
-    s = class_scatter(features, labels, 9, full=True)
-    on_gpu, x, y = s.to("cuda"), features.cuda(), labels.cuda()
-    assert torch.equal(metrics.nearest_class(on_gpu, x).cpu(), metrics.nearest_class(s, features))
-    assert metrics.ncc_accuracy(on_gpu, x, y) == metrics.ncc_accuracy(s, features, labels)
-    assert metrics.probe(on_gpu).accuracy(x, y) == metrics.probe(s).accuracy(features, labels)
-    assert metrics.closest_classes(on_gpu)[:2] == metrics.closest_classes(s)[:2]
-
-
-def test_squared_distances_equal_the_cpus():
-    for num_points, num_columns in itertools.product([1, 50, 3000], [1, 7, 64, 2050]):
-        points = torch.randn(num_points, num_columns, dtype=torch.float64)
-        center = torch.randn(num_columns, dtype=torch.float64)
-        for origin in (None, center):
-            expected = ops.squared_distances(points, origin)
-            got = ops.squared_distances(points.cuda(), None if origin is None else origin.cuda())
-            torch.testing.assert_close(got.cpu(), expected, rtol=1e-13, atol=0)
-
-
-def test_a_model_on_the_device_is_analyzed_there():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(20, 32),
-        torch.nn.ReLU(),
-        torch.nn.Linear(32, 32),
-        torch.nn.ReLU(),
-        torch.nn.Linear(32, 4),
-    )
-    inputs, labels = torch.randn(400, 20), torch.arange(400) % 4
-    on_cpu = deeprep.analyze(model, [(inputs, labels)], num_classes=4)
-    on_gpu = deeprep.analyze(model.cuda(), [(inputs.cuda(), labels.cuda())], num_classes=4)
-    for a, b in zip(on_gpu.layers, on_cpu.layers, strict=True):
-        assert a.name == b.name
-        assert a.compression == pytest.approx(b.compression, rel=1e-3)
-        assert a.discrimination == pytest.approx(b.discrimination, rel=1e-3, abs=1e-4)
