@@ -255,7 +255,7 @@ class Pass {
     if (segment.means != nullptr) {
       merge(0, segment.means + tile * kTileColumns, false);
     } else if (n == 0 || rows <= kChunkRows) {
-      merge(n, mean, true);
+      merge(n, mean, n != 0);
     } else {
       merge(0, worker.mean.data(), false);
       kernels_.merge_means(worker.mean.data(), rows, n, mean, tile_columns(tile), growth);

@@ -1,8 +1,12 @@
-"""Builds of the host executor and of the kernels in it: plain, and one per sanitizer."""
+"""Builds of the host executor and of the kernels in it, plain and one per sanitizer; and the CUDA
+entry points of the core replaced by those of `_simt`, which run the kernels on the host.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,6 +18,10 @@ from typing import BinaryIO
 import numpy as np
 import pybind11
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deeprep import _core, _streaming, ops
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,3 +129,106 @@ def kernel_runner(simt_build: Callable[[str], Path]) -> Iterator[Callable[[str],
     for kind, runner in runners.items():
         complaints = runner.stop()
         assert not complaints, f"{kind}: {complaints}"
+
+
+class Kernels:
+    """The module `_simt`; it cannot see labels that are no row of the pivots, so this looks."""
+
+    def __init__(self, folder):
+        (path,) = folder.glob("_simt*")
+        spec = importlib.util.spec_from_file_location("_simt", path)
+        self.module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+        self.num_classes = 0
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def class_moments_cuda(self, *arguments):
+        self.num_classes = arguments[12]
+        self.module.class_moments_cuda(*arguments)
+
+    def shift_rows_cuda(self, *arguments):
+        num_rows, labels, label_type, ignore_index = arguments[2], *arguments[6:9]
+        c_type = ctypes.c_int32 if label_type == _core.LabelType.int32 else ctypes.c_int64
+        used = np.array((c_type * num_rows).from_address(labels))
+        used = used[used != ignore_index]
+        assert ((used >= 0) & (used < self.num_classes)).all(), "a label that is no row of pivots"
+        self.module.shift_rows_cuda(*arguments)
+
+
+@pytest.fixture(scope="session")
+def kernels(simt_build):
+    return Kernels(simt_build("plain"))
+
+
+@pytest.fixture
+def on_host(monkeypatch, kernels):
+    """Make host tensors the device's, but for those that the returned function is given."""
+    for name in (
+        *("class_moments_cuda_scratch", "class_moments_cuda"),
+        *("shift_rows_cuda", "squared_distances_cuda"),
+    ):
+        monkeypatch.setattr(_core, name, getattr(kernels, name), raising=False)
+    monkeypatch.setattr(_core, "cuda", "on the host")
+    kernels.set_schedule(0, 64, 5)
+    kept = []
+    monkeypatch.setattr(
+        ops,
+        "on_host",
+        lambda tensor: any(tensor.untyped_storage()._cdata == t._cdata for t in kept),
+    )
+    monkeypatch.setattr(_streaming, "_feeds", {})
+    monkeypatch.setattr(
+        _streaming, "_pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+    )
+
+    def keep(*tensors):
+        kept.extend(tensor.untyped_storage() for tensor in tensors)
+        return tensors
+
+    return keep
+
+
+class WaitedError(AssertionError):
+    """The device was waited for."""
+
+
+class NeverWait(TorchDispatchMode):
+    """Refuses the operators whose result the host must wait for."""
+
+    NAMES = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"})
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        by_mask = name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if name in self.NAMES or by_mask:
+            raise WaitedError(name)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.fixture
+def never_wait():
+    """A context in which whatever would wait for a device raises."""
+
+    def refuse(*arguments, **keywords):
+        raise WaitedError
+
+    class Context(NeverWait):
+        error = WaitedError
+
+        def __enter__(self):
+            self.patch = pytest.MonkeyPatch()
+            for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__"):
+                self.patch.setattr(torch.Tensor, name, refuse)
+            self.patch.setattr(torch.cuda, "synchronize", refuse)
+            self.patch.setattr(torch.cpu.Event, "synchronize", refuse)
+            return super().__enter__()
+
+        def __exit__(self, *exception):
+            self.patch.undo()
+            return super().__exit__(*exception)
+
+    return Context

@@ -7,120 +7,17 @@ GPU tests/test_cuda.py does the same.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
+import mmap
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import deeprep
 from deeprep import ClassScatter, _core, _pooled, _streaming, class_scatter, ops
 
 NUM_CLASSES, WIDTH = 4, 6
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-
-
-class Kernels:
-    """The module `_simt`; it cannot see labels that are no row of the pivots, so this looks."""
-
-    def __init__(self, folder):
-        (path,) = folder.glob("_simt*")
-        spec = importlib.util.spec_from_file_location("_simt", path)
-        self.module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.module)
-        self.num_classes = 0
-
-    def __getattr__(self, name):
-        return getattr(self.module, name)
-
-    def class_moments_cuda(self, *arguments):
-        self.num_classes = arguments[12]
-        self.module.class_moments_cuda(*arguments)
-
-    def shift_rows_cuda(self, *arguments):
-        num_rows, labels, label_type, ignore_index = arguments[2], *arguments[6:9]
-        c_type = ctypes.c_int32 if label_type == _core.LabelType.int32 else ctypes.c_int64
-        used = np.array((c_type * num_rows).from_address(labels))
-        used = used[used != ignore_index]
-        assert ((used >= 0) & (used < self.num_classes)).all(), "a label that is no row of pivots"
-        self.module.shift_rows_cuda(*arguments)
-
-
-@pytest.fixture(scope="session")
-def kernels(simt_build):
-    return Kernels(simt_build("plain"))
-
-
-@pytest.fixture
-def on_host(monkeypatch, kernels):
-    """Make host tensors the device's, but for those that the returned function is given."""
-    for name in (
-        *("class_moments_cuda_scratch", "class_moments_cuda"),
-        *("shift_rows_cuda", "squared_distances_cuda"),
-    ):
-        monkeypatch.setattr(_core, name, getattr(kernels, name), raising=False)
-    monkeypatch.setattr(_core, "cuda", "on the host")
-    kernels.set_schedule(0, 64, 5)
-    kept = []
-    monkeypatch.setattr(
-        ops,
-        "on_host",
-        lambda tensor: any(tensor.untyped_storage()._cdata == t._cdata for t in kept),
-    )
-    monkeypatch.setattr(_streaming, "_feeds", {})
-    monkeypatch.setattr(
-        _streaming, "_pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
-    )
-
-    def keep(*tensors):
-        kept.extend(tensor.untyped_storage() for tensor in tensors)
-        return tensors
-
-    return keep
-
-
-class WaitedError(AssertionError):
-    """The device was waited for."""
-
-
-class NeverWait(TorchDispatchMode):
-    """Refuses the operators whose result the host must wait for."""
-
-    NAMES = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"})
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        name = function.overloadpacket.__name__
-        by_mask = name == "index" and any(
-            index is not None and index.dtype == torch.bool for index in arguments[1]
-        )
-        if name in self.NAMES or by_mask:
-            raise WaitedError(name)
-        return function(*arguments, **(keywords or {}))
-
-
-@pytest.fixture
-def never_wait():
-    """A context in which whatever would wait for a device raises."""
-
-    def refuse(*arguments, **keywords):
-        raise WaitedError
-
-    class Context(NeverWait):
-        def __enter__(self):
-            self.patch = pytest.MonkeyPatch()
-            for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__"):
-                self.patch.setattr(torch.Tensor, name, refuse)
-            self.patch.setattr(torch.cuda, "synchronize", refuse)
-            self.patch.setattr(torch.cpu.Event, "synchronize", refuse)
-            return super().__enter__()
-
-        def __exit__(self, *exception):
-            self.patch.undo()
-            return super().__exit__(*exception)
-
-    return Context
 
 
 def make_data(num_rows=300, dtype=torch.float32, width=WIDTH, seed=0):
@@ -173,9 +70,9 @@ def test_updates_give_the_state_of_the_cpu_and_never_wait(never_wait, full, dtyp
 @pytest.mark.usefixtures("on_host")
 def test_reading_waits_and_the_detector_notices(never_wait):
     s = ClassScatter(NUM_CLASSES, WIDTH)
-    with pytest.raises(WaitedError), never_wait():
+    with pytest.raises(never_wait.error), never_wait():
         _ = s.means
-    with pytest.raises(WaitedError), never_wait():
+    with pytest.raises(never_wait.error), never_wait():
         torch.ones(3)[torch.ones(3).bool()]
 
 
@@ -428,3 +325,17 @@ def test_host_labels_are_checked_before_anything_is_copied(on_host):
         s.update(features[:, :5], labels.clamp(max=3))
     assert s.num_samples == 0
     assert _streaming._feeds == {}
+
+
+@pytest.mark.usefixtures("on_host")
+def test_rows_more_than_2_to_the_31_elements_apart():
+    # Three float16 rows 4 GiB apart in memory that is reserved, never filled.
+    stride = 2**31 + 8
+    with mmap.mmap(-1, 2 * (2 * stride + 8), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        features = torch.frombuffer(memory, dtype=torch.float16).as_strided((3, 8), (stride, 1))
+        near, labels = torch.randn(3, 8).half(), torch.tensor([0, 1, 0])
+        features.copy_(near)
+        for rows in (features, features[:, :5]):  # by vectors, and column by column
+            s = class_scatter(rows, labels, NUM_CLASSES)
+            assert_state(s, on_cpu([(near[:, : rows.shape[1]], labels)]))
+        del features, rows
