@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from deeprep import metrics, ops, reference, theory
 from deeprep._validate import UndefinedStatisticError
+from deeprep.files import class_scatter_of_files
 from deeprep.metrics import compression, discrimination
 from deeprep.ops import build_info, show_config
 from deeprep.probe import LayerProbe, analyze
@@ -35,6 +36,7 @@ __all__ = [
     "analyze",
     "build_info",
     "class_scatter",
+    "class_scatter_of_files",
     "compression",
     "discrimination",
     "metrics",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deeprep import _pooled, _streaming, _validate, ops
+from deeprep._state_file import STATE_VERSION, read_state, write_state
 from deeprep._statistics import Moments, Statistics, Weighting
 
 __all__ = ["ClassScatter", "Weighting", "class_scatter"]
-
-_STATE_VERSION = 1
 
 
 class ClassScatter(Statistics):
@@ -251,7 +251,7 @@ class ClassScatter(Statistics):
         """Everything needed to continue elsewhere; tensors are copies."""
         self._require_accepted()
         return {
-            "version": _STATE_VERSION,
+            "version": STATE_VERSION,
             **{name: tensor.clone() for name, tensor in self._moments._asdict().items()},
             "products": self.pooled_scatter if self.full else None,
             "resolution": self.resolution,
@@ -266,9 +266,9 @@ class ClassScatter(Statistics):
         ValueError
             Where the version, a shape, a dtype or `full` does not fit; nothing is changed.
         """
-        if state.get("version") != _STATE_VERSION:
+        if state.get("version") != STATE_VERSION:
             found = state.get("version")
-            raise ValueError(f"state['version'] is {found!r}, expected {_STATE_VERSION}")
+            raise ValueError(f"state['version'] is {found!r}, expected {STATE_VERSION}")
         if (state["products"] is not None) != self.full:
             raise ValueError(f"state has full={not self.full}, expected full={self.full}")
         targets = self._tensors()
@@ -284,6 +284,42 @@ class ClassScatter(Statistics):
         self._clear_error()
         self.resolution = float(state["resolution"])
         self.ignore_index = int(state["ignore_index"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a safetensors file, atomically; `load` gives back the same bits.
+
+        Raises
+        ------
+        OSError
+            Where the file cannot be written; one that was there before is untouched.
+
+        Examples
+        --------
+        >>> import tempfile, torch, deeprep
+        >>> s = deeprep.class_scatter(torch.eye(2), torch.tensor([0, 1]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     s.save(f"{folder}/state.safetensors")
+        ...     deeprep.ClassScatter.load(f"{folder}/state.safetensors")
+        ClassScatter(num_classes=2, num_features=2, full=False, num_samples=2)
+        """
+        write_state(Path(path), self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> ClassScatter:
+        """Return the state in a file of `save`, on `device`: the CPU by default.
+
+        Raises
+        ------
+        OSError
+            Where there is no file to read.
+        ValueError
+            Where it is cut short, something else, of another version, or inconsistent, saying what
+            was found and what was wanted.
+        """
+        state = read_state(Path(path))
+        scatter = cls(*state["means"].shape, full=state["products"] is not None, device=device)
+        scatter.load_state_dict(state)
+        return scatter
 
 
 def class_scatter(

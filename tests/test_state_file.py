@@ -1,0 +1,147 @@
+"""States as files: the same bits come back, and nothing else is taken for a state."""
+
+import os
+import stat
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import deeprep
+from deeprep import ClassScatter, class_scatter
+
+
+def make_state(full=False, num_classes=3):
+    labels = torch.arange(60) % 3
+    features = torch.randn(3, 5)[labels] + torch.randn(60, 5)
+    return class_scatter(features, labels, num_classes, full=full, ignore_index=255)
+
+
+def content(path):
+    """Tensors and metadata of a file, to write a damaged one."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_same_bits_come_back_and_go_on_alike(tmp_path, full):
+    path = tmp_path / "state.safetensors"
+    state = make_state(full)
+    state.update(torch.full((1, 5), float("inf")), torch.tensor([2]))
+    state.save(path)
+    loaded = ClassScatter.load(str(path))
+    before, after = state.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if isinstance(value, torch.Tensor):
+            # as bytes: NaN of the third class is not equal to itself
+            assert torch.equal(value.view(torch.uint8), after[name].view(torch.uint8))
+        else:
+            assert value == after[name]
+    assert loaded.nonfinite_classes == [2]
+    assert loaded.resolution == 2.0**-24
+    loaded.update(torch.ones(1, 5), torch.tensor([255]))
+    assert loaded.num_samples == 61
+
+
+def test_a_file_says_what_its_numbers_mean(tmp_path):
+    make_state(full=True).save(tmp_path / "state.safetensors")
+    _, metadata = content(tmp_path / "state.safetensors")
+    assert metadata["deeprep"] == deeprep.__version__
+    assert metadata["full"] == "True"
+    assert metadata["ignore_index"] == "255"
+    assert "sumsq[k] = sum_i |z_ki - mu_k|^2, not divided" in metadata["convention"]
+
+
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path):
+    make_state().save(tmp_path / "state.safetensors")
+    (tmp_path / "other").touch()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)}
+    assert len(modes) == 1
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    make_state().save(path)
+    before = path.read_bytes()
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_state(full=True).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["state.safetensors"]
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_file_cut_short_is_refused(tmp_path, kept):
+    path = tmp_path / "state.safetensors"
+    make_state().save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"state.safetensors is cut short or no safetensors file"):
+        ClassScatter.load(path)
+
+
+def replace_tensor(name, value):
+    return lambda tensors, metadata: tensors.update({name: value})
+
+
+def replace_metadata(key, value):
+    return lambda tensors, metadata: metadata.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensors, metadata: metadata.clear(), "has format None .*, expected 'deeprep.Class"),
+        (replace_metadata("format", "x"), "has format 'x' in its metadata, expected 'deeprep."),
+        (replace_metadata("version", "2"), r"has version '2' .* by deeprep \d.*, expected '1'"),
+        (replace_metadata("full", "maybe"), "has full 'maybe' .*, expected True or False"),
+        (
+            replace_metadata("full", "True"),
+            "holds tensors counts, means, sumsq, expected .*product",
+        ),
+        (replace_metadata("resolution", "-1"), "has resolution '-1' .*, expected a number >= 0"),
+        (replace_metadata("resolution", "nan"), "has resolution 'nan' .*, expected a number >= 0"),
+        (replace_metadata("ignore_index", ""), "has ignore_index '' .*, expected a whole number"),
+        (lambda tensors, metadata: tensors.pop("sumsq"), "holds tensors counts, means, expected"),
+        (
+            replace_tensor("means", torch.zeros(3, dtype=torch.float64)),
+            r"means has shape \(3,\), expected \(K, d\)",
+        ),
+        (
+            replace_tensor("counts", torch.ones(4, dtype=torch.int64)),
+            r"counts has shape \(4,\) and dtype torch.int64, expected \(3,\) and torch.int64",
+        ),
+        (
+            replace_tensor("sumsq", torch.ones(3)),
+            r"sumsq has shape \(3,\) and dtype torch.float32, expected \(3,\) and torch.float64",
+        ),
+        (
+            replace_tensor("counts", torch.tensor([1, -2, 3])),
+            r"counts\[1\] is -2, expected >= 0",
+        ),
+        (
+            replace_tensor("sumsq", torch.tensor([1, 2, -0.5], dtype=torch.float64)),
+            r"sumsq\[2\] is -0.5, expected >= 0",
+        ),
+    ],
+)
+def test_what_is_no_consistent_state_is_refused(tmp_path, damage, message):
+    path = tmp_path / "state.safetensors"
+    make_state().save(path)
+    tensors, metadata = content(path)
+    damage(tensors, metadata)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=f"state.safetensors:? {message}"):
+        ClassScatter.load(path)
+
+
+def test_no_file_and_a_directory_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors does not exist, expected"):
+        ClassScatter.load(tmp_path / "none.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a directory, expected a file"):
+        ClassScatter.load(tmp_path)
