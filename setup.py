@@ -24,6 +24,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDEEPREP_WERROR={os.environ.get('DEEPREP_WERROR', 'OFF')}",
+            f"-DDEEPREP_CUDA={os.environ.get('DEEPREP_CUDA', 'AUTO')}",
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
