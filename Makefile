@@ -14,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # What the installed extension and its dependencies follow from; Python sources are used in place.
-BUILD_INPUTS := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+BUILD_INPUTS := $(shell find csrc -type f -not -name '*.md') CMakeLists.txt setup.py pyproject.toml
 CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: demo test lint bench sanitize sanitize-address sanitize-thread cuda-resources gpu-check clean

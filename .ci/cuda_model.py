@@ -324,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    README.write_text(anew)
+    if not settings.check:
+        README.write_text(anew)
     return 0
 
 
