@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_shapes import row_blocks
+from benchmarks.peers import Statistics, by_energy, torch_index_add, torch_one_hot
 from benchmarks.shapes import DTypeName, Shape
-
-Statistics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,40 +41,12 @@ def _entries(shape: Shape) -> int:
     return shape.num_rows * shape.num_features
 
 
-def _by_energy(rows: Tensor, labels: Tensor, counts: Tensor, sums: Tensor) -> Statistics:
-    """Means from sums, and sums of squares from |z|^2 row by row."""
-    means = sums.double() / counts.clamp(min=1).unsqueeze(1)
-    norms = torch.linalg.vector_norm(rows, dim=1).double().square_()
-    sumsq = torch.zeros(len(counts), dtype=torch.float64, device=rows.device)
-    sumsq.index_add_(0, labels, norms)
-    sumsq -= counts * means.square().sum(dim=1)
-    return {"counts": counts, "means": means, "sumsq": sumsq}
-
-
-def _index_add(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
-    rows = features.float()
-    counts = torch.bincount(labels, minlength=num_classes)
-    means = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
-    means /= counts.clamp(min=1).unsqueeze(1)
-    deviations = means.index_select(0, labels).sub_(rows).square_().sum(dim=1)
-    sumsq = torch.zeros(num_classes, dtype=torch.float64, device=rows.device)
-    sumsq.index_add_(0, labels, deviations.double())
-    return {"counts": counts, "means": means, "sumsq": sumsq}
-
-
-def _one_hot(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
-    rows = features.float()
-    one_hot = rows.new_zeros(len(rows), num_classes).scatter_(1, labels.unsqueeze(1), 1.0)
-    counts = torch.bincount(labels, minlength=num_classes)
-    return _by_energy(rows, labels, counts, one_hot.T @ rows)
-
-
 def _segment_reduce(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
     rows = features.float()
     counts = torch.bincount(labels, minlength=num_classes)
     gathered = rows[labels.argsort(stable=True)]
     sums = torch.segment_reduce(gathered, "sum", lengths=counts, axis=0, unsafe=True)
-    return _by_energy(rows, labels, counts, sums)
+    return by_energy(rows, labels, counts, sums)
 
 
 def _scatter_reduce(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
@@ -84,12 +55,14 @@ def _scatter_reduce(features: Tensor, labels: Tensor, num_classes: int) -> Stati
     index = labels.unsqueeze(1).expand(-1, rows.shape[1])
     sums = rows.new_zeros(num_classes, rows.shape[1])
     sums.scatter_reduce_(0, index, rows, reduce="sum")
-    return _by_energy(rows, labels, counts, sums)
+    return by_energy(rows, labels, counts, sums)
 
 
 PEERS = (
-    Peer("index_add_, two passes", _index_add, lambda shape: 4 * _entries(shape), energy=False),
-    Peer("one-hot GEMM", _one_hot, lambda shape: 4 * shape.num_rows * shape.num_classes),
+    Peer(
+        "index_add_, two passes", torch_index_add, lambda shape: 4 * _entries(shape), energy=False
+    ),
+    Peer("one-hot GEMM", torch_one_hot, lambda shape: 4 * shape.num_rows * shape.num_classes),
     Peer(
         "segment_reduce on sorted rows",
         _segment_reduce,

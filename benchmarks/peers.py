@@ -89,25 +89,32 @@ def _numpy_reduceat(features: Tensor, labels: Tensor, num_classes: int) -> Stati
     return {"classes": classes, "counts": counts, "means": means, "sumsq": sumsq}
 
 
-def _torch_index_add(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+def torch_index_add(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+    """Class sums by index_add_, then the deviations from the means; on any device."""
     rows = features.float()
     counts = torch.bincount(labels, minlength=num_classes)
-    means = torch.zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
+    means = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
     means /= counts.clamp(min=1).unsqueeze(1)
     deviations = means.index_select(0, labels).sub_(rows).square_().sum(dim=1)
-    sumsq = torch.zeros(num_classes, dtype=torch.float64)
+    sumsq = torch.zeros(num_classes, dtype=torch.float64, device=rows.device)
     sumsq.index_add_(0, labels, deviations.double())
     return {"counts": counts, "means": means, "sumsq": sumsq}
 
 
-def _torch_one_hot(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+def torch_one_hot(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+    """Class sums by a product with the one-hot matrix; on any device."""
     rows = features.float()
-    one_hot = torch.zeros(len(rows), num_classes).scatter_(1, labels.unsqueeze(1), 1.0)
+    one_hot = rows.new_zeros(len(rows), num_classes).scatter_(1, labels.unsqueeze(1), 1.0)
     counts = torch.bincount(labels, minlength=num_classes)
-    means = (one_hot.T @ rows).double() / counts.clamp(min=1).unsqueeze(1)
-    # |z|^2 row by row: the deviations would cost another N x d array.
+    return by_energy(rows, labels, counts, one_hot.T @ rows)
+
+
+def by_energy(rows: Tensor, labels: Tensor, counts: Tensor, sums: Tensor) -> Statistics:
+    """Means from sums, sums of squares from |z|^2: deviations would cost another N x d array."""
+    means = sums.double() / counts.clamp(min=1).unsqueeze(1)
     norms = torch.linalg.vector_norm(rows, dim=1).double().square_()
-    sumsq = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, labels, norms)
+    sumsq = torch.zeros(len(counts), dtype=torch.float64, device=rows.device)
+    sumsq.index_add_(0, labels, norms)
     sumsq -= counts * means.square().sum(dim=1)
     return {"counts": counts, "means": means, "sumsq": sumsq}
 
@@ -186,10 +193,10 @@ PEERS = (
         lambda shape: 4 * _entries(shape),
         energy=True,
     ),
-    Peer("torch index_add_", _torch_index_add, 1e-3, lambda shape: 4 * _entries(shape)),
+    Peer("torch index_add_", torch_index_add, 1e-3, lambda shape: 4 * _entries(shape)),
     Peer(
         "torch one-hot GEMM",
-        _torch_one_hot,
+        torch_one_hot,
         1e-3,
         lambda shape: 4 * shape.num_rows * shape.num_classes,
         energy=True,
