@@ -172,7 +172,7 @@ inline float check_sum(const float* from, int64_t num_columns, Value&& value) {
 inline bool needs_double(const float* t, const float* q, int64_t num_columns, int64_t num_rows) {
   const auto same = [](FloatVector value) { return value; };
   const auto squared = [](FloatVector value) { return value * value; };
-  if (num_columns == kStripColumns) {
+  if (num_columns == kStripColumns) {  // a constant to the compiler
     return cannot_trust(check_sum(q, kStripColumns, same), check_sum(t, kStripColumns, squared),
                         num_rows);
   }

@@ -5,6 +5,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "plan.h"
 
 namespace deeprep {
 
@@ -14,7 +15,7 @@ void shift_rows(const Features& features, const Labels& labels, const void* pivo
   const int64_t size = features.type == FeatureType::kFloat64 ? 8 : 4;
   const int64_t out_stride = features.num_columns * size;
   const auto shift = active_kernels().shift_row[static_cast<int>(features.type)];
-  const int64_t items = (features.num_rows + kRowsPerItem - 1) / kRowsPerItem;
+  const int64_t items = ceil_div(features.num_rows, kRowsPerItem);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
     parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
       const int64_t end = std::min((item + 1) * kRowsPerItem, features.num_rows);

@@ -5,6 +5,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "plan.h"
 
 namespace deeprep {
 
@@ -12,7 +13,7 @@ void squared_distances(const double* means, const double* center, double* out, i
                        int64_t num_columns, int num_threads) {
   constexpr int64_t kEntriesPerItem = 1 << 16;
   const int64_t classes_per_item = std::max<int64_t>(1, kEntriesPerItem / num_columns);
-  const int64_t items = (num_classes + classes_per_item - 1) / classes_per_item;
+  const int64_t items = ceil_div(num_classes, classes_per_item);
   const auto distance = active_kernels().squared_distance;
   parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
     const int64_t end = std::min((item + 1) * classes_per_item, num_classes);

@@ -92,13 +92,10 @@ int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType
 
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream) {
-  if (scratch_bytes < class_moments_scratch(features.num_rows, features.num_columns, features.type,
-                                            state.num_classes)) {
-    return {Code::kOutOfMemory};
-  }
   StreamDevice device(stream);
-  class_moments(device, features, labels, state, error, static_cast<char*>(scratch));
-  return device.status();
+  const Status status = class_moments(device, features, labels, state, error,
+                                      static_cast<char*>(scratch), scratch_bytes);
+  return device.status().ok() ? status : device.status();
 }
 
 Status shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,

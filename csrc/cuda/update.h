@@ -127,14 +127,17 @@ void visit_type(FeatureType type, Visitor&& visit) {
 
 // Merges a batch into the state, all of it on the device. error: 3 integers, -1 to begin with; on a
 // label out of range the row and the label appear there, and the state is left as it is, by this
-// update and by all that follow. scratch: Scratch::num_bytes(), aligned to kScratchAlignment.
+// update and by all that follow. scratch: Scratch::num_bytes() or more, aligned to
+// kScratchAlignment; with fewer, kOutOfMemory, and nothing is launched.
 template <typename Device>
-void class_moments(Device& device, const Features& features, const Labels& labels,
-                   const ClassMoments& state, int64_t* error, char* scratch_base) {
+Status class_moments(Device& device, const Features& features, const Labels& labels,
+                     const ClassMoments& state, int64_t* error, char* scratch_base,
+                     int64_t scratch_bytes) {
   const int64_t num_rows = features.num_rows;
-  if (num_rows == 0) return;
+  if (num_rows == 0) return {};
   const Scratch<Device> scratch(device, num_rows, features.num_columns, features.type,
                                 state.num_classes, scratch_base);
+  if (scratch.num_bytes() > scratch_bytes) return {Code::kOutOfMemory};
   const int64_t size = size_of(features.type);
   const Batch batch = {static_cast<const char*>(features.data),
                        num_rows,
@@ -187,6 +190,7 @@ void class_moments(Device& device, const Features& features, const Labels& label
     using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
     device.launch(report_label<Label>, 1, kWarpThreads, batch, values);
   });
+  return {};
 }
 
 // As on the CPU, see shift_rows.h.

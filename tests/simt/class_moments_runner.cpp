@@ -131,11 +131,14 @@ void run_class_moments(const Request& request) {
   const Memory sumsq = Memory::from_request(8 * num_classes);
   const Memory error = Memory::from_request(8 * 3);
   HostDevice device = request.device();
-  const Memory scratch(
-      request.num_rows == 0 ? 0 : simt::scratch_bytes(device, batch.features, num_classes));
-  cuda::class_moments(device, batch.features, batch.labels,
-                      {counts.as<int64_t>(), means.as<double>(), sumsq.as<double>(), num_classes},
-                      error.as<int64_t>(), scratch.data());
+  const int64_t scratch_bytes =
+      request.num_rows == 0 ? 0 : simt::scratch_bytes(device, batch.features, num_classes);
+  const Memory scratch(scratch_bytes);
+  const Status status = cuda::class_moments(
+      device, batch.features, batch.labels,
+      {counts.as<int64_t>(), means.as<double>(), sumsq.as<double>(), num_classes},
+      error.as<int64_t>(), scratch.data(), scratch_bytes);
+  if (!status.ok()) throw std::runtime_error(describe(status, num_classes, 0));
   reply(counts, means, sumsq, error);
 }
 

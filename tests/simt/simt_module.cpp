@@ -65,13 +65,14 @@ void class_moments_cuda(uintptr_t features, const py::object& feature_type, int6
   std::memset(pointer<void>(scratch), 0xff, static_cast<size_t>(scratch_bytes));
   const uintptr_t aligned = (scratch + kSlack) / cuda::kScratchAlignment * cuda::kScratchAlignment;
   HostDevice device = next_device();
-  cuda::class_moments(
+  const Status status = cuda::class_moments(
       device,
       {pointer<const void>(features), number_of<FeatureType>(feature_type), num_rows, num_columns,
        row_stride, column_stride},
       {pointer<const void>(labels), number_of<LabelType>(label_type), ignore_index},
       {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
-      pointer<int64_t>(error), pointer<char>(aligned));
+      pointer<int64_t>(error), pointer<char>(aligned), scratch_bytes - kSlack);
+  if (!status.ok()) throw std::runtime_error(describe(status, num_classes, ignore_index));
 }
 
 void shift_rows_cuda(uintptr_t features, const py::object& feature_type, int64_t num_rows,
