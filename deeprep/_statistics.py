@@ -14,6 +14,12 @@ from deeprep._validate import UndefinedStatisticError
 Weighting = Literal["uniform", "prior"]
 
 
+def name_classes(classes: list[int]) -> str:
+    """Say which classes, the first few by number: "2 classes (3, 7)"."""
+    listed = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
+
+
 class Moments(NamedTuple):
     """counts (K,) int64, means (K, d) float64, sumsq (K,) float64: what the core updates."""
 
@@ -154,12 +160,31 @@ class Statistics:
         samples = self._require_samples("trace_within")
         return float(self.sumsq.sum()) / samples
 
-    def trace_between(self, weighting: Weighting = "uniform") -> float:
+    def trace_between(self, weighting: Weighting = "uniform", corrected: bool = False) -> float:
         """Tr Sigma_B = sum_k w_k |mu_k - mu_G|^2 over the classes with samples.
+
+        Sample means scatter even where the classes are one and the same: with tau_k the trace of
+        the covariance class k is drawn from, and the counts taken as given,
+
+            E Tr Sigma_B = its value for the true means
+                           + sum_k w_k (tau_k/n_k - 2 tau_k/N) + sum_k n_k tau_k / N^2,
+
+        about Tr Sigma_W / n too much for n samples a class. ``corrected`` subtracts that with
+        tau_k = sumsq_k / (n_k - 1), which makes the estimate unbiased; for classes that cannot be
+        told apart it is as often below zero as above. Off by default, as the paper's is not
+        corrected.
 
         Parameters
         ----------
         weighting : "uniform" for w_k = 1/K (the paper's), "prior" for w_k = n_k/N.
+        corrected : subtract what the finite samples add.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Without samples; and, if ``corrected``, where a class has a single one.
+        ValueError
+            For another weighting.
 
         Examples
         --------
@@ -167,12 +192,41 @@ class Statistics:
         >>> s = deeprep.class_scatter(torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([0, 0, 1]))
         >>> s.trace_between(), s.trace_between("prior")
         (2.5, 2.0)
+        >>> features = torch.tensor([[0.0], [2.0], [3.0], [5.0]])
+        >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1]))
+        >>> s.trace_between(), s.trace_between(corrected=True)
+        (2.25, 1.75)
         """
         present, means = self.present, self.means
         distances = ops.squared_distances(means, self.global_mean)[present]
-        return float(self._class_weights(weighting, present) @ distances)
+        weights = self.class_weights(weighting, present)
+        between = float(weights @ distances)
+        if not corrected:
+            return between
+        counts, traces = self.counts[present].double(), self.covariance_traces(present)
+        shares = counts / counts.sum()
+        # (w_k - 2 w_k s_k + s_k^2) tau_k / n_k with s_k = n_k / N is the sum above, term by term.
+        inflation = (weights - 2.0 * weights * shares + shares.square()) / counts
+        return between - float(inflation @ traces)
 
-    def _class_weights(self, weighting: Weighting, present: Tensor) -> Tensor:
+    def covariance_traces(self, present: Tensor) -> Tensor:
+        """tau_k = sumsq_k / (n_k - 1) of the classes `present` (P,): traces of covariances.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Where one of them has a single sample.
+        """
+        counts = self.counts[present]
+        single = present[counts == 1].tolist()
+        if single:
+            raise UndefinedStatisticError(
+                "the small-sample correction needs at least two samples in each class that has "
+                f"any, found one in {name_classes(single)}"
+            )
+        return self.sumsq[present] / (counts - 1)
+
+    def class_weights(self, weighting: Weighting, present: Tensor) -> Tensor:
         """Weights (P,) of the present classes in Sigma_B, summing to one."""
         counts = self.counts[present].double()
         if weighting == "uniform":

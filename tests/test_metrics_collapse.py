@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import f_oneway
 from sklearn.metrics import calinski_harabasz_score
 
 import deeprep
@@ -15,9 +16,11 @@ STATISTICS = [
     metrics.compression,
     metrics.nc1,
     metrics.cdnv,
+    metrics.cdnv_per_class,
     metrics.equinorm,
     metrics.equiangularity,
     metrics.etf_error,
+    metrics.gnc2,
     metrics.discrimination,
     metrics.closest_classes,
 ]
@@ -50,7 +53,8 @@ def test_nonfinite_features_give_nan_and_name_the_class(statistic, bad):
     name = statistic.__name__
     with pytest.warns(UserWarning, match=rf"{name} is nan.* 1 class \(3\) hold NaN or Inf"):
         value = statistic(s)
-    assert math.isnan(value.cosine if name == "closest_classes" else value)
+    value = value.cosine if name == "closest_classes" else value
+    assert np.isnan(np.asarray(value)).all()
 
 
 def test_many_nonfinite_classes_are_counted_and_the_first_named():
@@ -80,6 +84,62 @@ def test_compression_rejects_another_weighting():
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "prior"])
+def test_corrected_traces_are_unbiased(weighting):
+    # Three classes of covariance traces 3, 12 and 0.75 about means e_k; 2, 3 and 7 samples of each.
+    rng = np.random.default_rng(0)
+    counts, scales = np.array([2, 3, 7]), np.array([1.0, 2.0, 0.5])
+    labels = np.repeat(np.arange(3), counts)
+    shares = counts / 12
+    distances = np.square(np.eye(3) - shares).sum(axis=1)  # of e_k from sum_j shares_j e_j
+    wanted = distances.mean() if weighting == "uniform" else shares @ distances
+    plain, corrected = [], []
+    for _ in range(2000):
+        noise = rng.standard_normal((12, 3)) * scales[labels, None]
+        s = deeprep.class_scatter(np.eye(3)[labels] + noise, labels)
+        plain.append(s.trace_between(weighting))
+        corrected.append(s.trace_between(weighting, corrected=True))
+    error = np.std(corrected) / math.sqrt(len(corrected))
+    assert abs(np.mean(corrected) - wanted) < 4 * error
+    assert np.mean(plain) - wanted > 20 * error  # what it is all about
+    # Tr Sigma_W / Tr Sigma_B of two unbiased numbers, on one draw.
+    traces = np.array([s.sumsq[k] / (counts[k] - 1) for k in range(3)])
+    expected = shares @ traces / s.trace_between(weighting, corrected=True)
+    assert deeprep.compression(s, weighting, corrected=True) == pytest.approx(
+        expected if expected > 0 else math.inf, rel=1e-12
+    )
+
+
+def test_correction_is_that_of_the_analysis_of_variance():
+    # Balanced classes in one dimension: Tr Sigma_B = (K-1)/N (MSB - MSW), and F = MSB / MSW.
+    features, labels = blobs(num_classes=4, per_class=6, num_features=1)
+    groups = [features[labels == k, 0] for k in range(4)]
+    within = np.mean([np.var(group, ddof=1) for group in groups])
+    expected = 3 / 24 * within * (f_oneway(*groups).statistic - 1)
+    s = deeprep.class_scatter(features, labels)
+    assert s.trace_between(corrected=True) == pytest.approx(expected, rel=1e-9)
+    assert deeprep.compression(s, corrected=True) == pytest.approx(within / expected, rel=1e-9)
+
+
+def test_corrected_compression_of_equal_means_and_single_samples():
+    s = deeprep.class_scatter(np.array([[1.0], [-1.0]] * 3), np.repeat([0, 1, 2], 2))
+    assert s.trace_between(corrected=True) < 0
+    with pytest.warns(UserWarning, match="compression is inf: the corrected Tr Sigma_B is not"):
+        assert deeprep.compression(s, corrected=True) == math.inf
+    constant = deeprep.class_scatter(np.full((6, 2), 0.1), np.repeat([0, 1, 2], 2))
+    with pytest.warns(UserWarning, match="compression is nan"):
+        assert math.isnan(deeprep.compression(constant, corrected=True))
+    single = deeprep.class_scatter(np.arange(5.0)[:, None], np.array([0, 0, 1, 2, 2]))
+    for compute in (
+        single.trace_between,
+        lambda corrected: deeprep.compression(single, "prior", corrected),
+    ):
+        with pytest.raises(
+            UndefinedStatisticError, match=r"two samples .*found one in 1 class \(1\)"
+        ):
+            compute(corrected=True)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "prior"])
 def test_compression_is_calinski_harabasz_on_balanced_classes(weighting):
     features, labels = blobs(num_classes=7, per_class=20)
     num_samples, num_classes = len(labels), 7
@@ -104,7 +164,11 @@ def test_empty_classes_take_part_in_nothing():
     full = deeprep.class_scatter(features, labels, full=True)
     holes = deeprep.class_scatter(features, labels + (labels > 2) + 1, 7, full=True)
     for statistic in STATISTICS[:-1]:
-        assert statistic(holes) == pytest.approx(statistic(full), rel=1e-12), statistic.__name__
+        found, expected = statistic(holes), statistic(full)
+        if statistic is metrics.cdnv_per_class:
+            assert found[[0, 4]].isnan().all()
+            found, expected = found[[1, 2, 3, 5, 6]].tolist(), expected.tolist()
+        assert found == pytest.approx(expected, rel=1e-12), statistic.__name__
 
 
 def test_nc1_closed_form():
@@ -179,10 +243,17 @@ def test_cdnv_of_coinciding_means_is_infinite():
 def test_tiles_change_nothing(entries, monkeypatch):
     features, labels = blobs(num_classes=23, per_class=2)
     s = deeprep.class_scatter(features, labels)
-    names = ["cdnv", "discrimination", "closest_classes", "equiangularity", "etf_error"]
+    names = ["cdnv", "discrimination", "closest_classes", "equiangularity", "etf_error", "gnc2"]
+    names.append("jackknife")
     whole = [getattr(metrics, name)(s) for name in names]
+    classes, lines = metrics.per_class(s), metrics.directional_cdnv(s, features, labels)
     hits = metrics.nearest_class(s, features).tolist()
     monkeypatch.setattr(_means, "TILE_ENTRIES", entries)
     for name, value in zip(names, whole, strict=True):
         assert getattr(metrics, name)(s) == pytest.approx(value, rel=1e-12), name
     assert metrics.nearest_class(s, features).tolist() == hits
+    assert metrics.directional_cdnv(s, features, labels) == pytest.approx(lines, rel=1e-12)
+    found = metrics.per_class(s)
+    assert torch.equal(found.nearest, classes.nearest)
+    for column, expected in zip(found, classes, strict=True):
+        torch.testing.assert_close(column, expected, rtol=1e-12, atol=0)

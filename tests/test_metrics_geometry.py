@@ -35,6 +35,7 @@ def test_simplex(num_classes):
     assert metrics.equinorm(s) == pytest.approx(0, abs=1e-12)
     assert metrics.equiangularity(s) == pytest.approx(0, abs=1e-12)
     assert metrics.etf_error(s) == pytest.approx(0, abs=1e-12)
+    assert metrics.gnc2(s) == pytest.approx(0, abs=1e-12)
     assert metrics.self_duality(s, 0.1 * (s.means - s.global_mean)) == pytest.approx(0, abs=1e-12)
     assert metrics.self_duality(s, s.global_mean - s.means) == pytest.approx(2)
 
@@ -46,6 +47,19 @@ def test_deviations_from_a_simplex():
     assert metrics.equiangularity(s) == pytest.approx(math.sqrt(1 - (1 / 3) ** 2))
     # MM'/|MM'|_F = mm'/10; its inner product with the simplex (I - J/4)/sqrt(3) is 1/sqrt(3).
     assert metrics.etf_error(s) == pytest.approx(math.sqrt(2 - 2 / math.sqrt(3)))
+
+
+def test_gnc2_of_a_square():
+    # Directions on a square: four pairs sqrt(2) apart, two pairs 2 apart, whatever their lengths.
+    s = scatter_of_means([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [0.0, -3.0]])
+    kernels = np.log([2**-0.5] * 4 + [1 / 2] * 2)
+    assert metrics.gnc2(s) == pytest.approx(np.std(kernels) / -np.mean(kernels))
+
+
+def test_gnc2_of_coinciding_directions():
+    s = scatter_of_means([[1.0, 0.0], [2.0, 0.0], [-3.0, 0.0]])
+    with pytest.warns(UserWarning, match="gnc2 is nan: two class means lie in the same direction"):
+        assert math.isnan(metrics.gnc2(s))
 
 
 @pytest.mark.filterwarnings("ignore:3 of 6 classes")
@@ -76,6 +90,7 @@ def test_a_mean_at_the_global_mean_has_no_centred_direction(offset):
     for statistic in (
         lambda s: metrics.discrimination(s, centered=True),
         metrics.equiangularity,
+        metrics.gnc2,
     ):
         with pytest.warns(UserWarning, match=r"1 class \(1\)"):
             assert math.isnan(statistic(s))
@@ -107,7 +122,7 @@ def test_huge_and_tiny_scales():
     means = np.random.default_rng(0).standard_normal((5, 4))
     for scale in (1e-100, 1e100):
         s = scatter_of_means(means * scale)
-        for name in ("discrimination", "equinorm", "equiangularity", "etf_error"):
+        for name in ("discrimination", "equinorm", "equiangularity", "etf_error", "gnc2"):
             expected = getattr(reference, name)(means, np.arange(5))
             assert getattr(metrics, name)(s) == pytest.approx(expected, rel=1e-9), name
 
@@ -115,8 +130,10 @@ def test_huge_and_tiny_scales():
 def test_state_is_left_alone():
     s = deeprep.class_scatter(torch.randn(40, 6), torch.arange(40) % 4, full=True)
     before = {k: v.clone() for k, v in s.state_dict().items() if isinstance(v, torch.Tensor)}
-    for name in set(metrics.__all__) - {"ClosestClasses", "LinearProbe"}:
+    for name in filter(str.islower, metrics.__all__):
         extra = {
+            "class_ranks": (torch.randn(4, 6), torch.arange(4)),
+            "directional_cdnv": (torch.randn(4, 6), torch.arange(4)),
             "ncc_accuracy": (torch.randn(4, 6), torch.arange(4)),
             "nearest_class": (torch.randn(4, 6),),
             "self_duality": (torch.randn(4, 6),),

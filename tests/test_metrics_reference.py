@@ -41,7 +41,8 @@ def near(expected, features):
 
 
 @pytest.mark.parametrize(
-    "name", ["compression", "discrimination", "equinorm", "equiangularity", "etf_error", "cdnv"]
+    "name",
+    ["compression", "discrimination", "equinorm", "equiangularity", "etf_error", "cdnv", "gnc2"],
 )
 @settings(max_examples=40, deadline=None)
 @given(problem=problems())
@@ -63,6 +64,92 @@ def test_variants(problem):
     assert metrics.discrimination(s, centered=True) == near(
         reference.discrimination(features, labels, centered=True), features
     )
+
+
+def value_or_error(compute):
+    """What `compute` returns, or that it is undefined: then for both of metric and reference."""
+    try:
+        return compute()
+    except deeprep.UndefinedStatisticError:
+        return "undefined"
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), weighting=st.sampled_from(["uniform", "prior"]))
+def test_small_sample_correction(problem, weighting):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    expected = value_or_error(lambda: reference.compression(features, labels, weighting, True))
+    found = value_or_error(lambda: metrics.compression(s, weighting, True))
+    if expected == "undefined":
+        assert found == expected
+        return
+    between = reference.class_scatter(features, labels).trace_between_corrected(weighting)
+    assert s.trace_between(weighting, corrected=True) == near(between, features)
+    # Near zero the difference of two traces has no digits that the ratio could share.
+    assume(abs(between) > 1e-6 * reference.class_scatter(features, labels).trace_between)
+    assert found == near(expected, features)
+
+
+@settings(max_examples=80, deadline=None)
+@given(problem=problems(), weighting=st.sampled_from(["uniform", "prior"]), corrected=st.booleans())
+def test_jackknife(problem, weighting, corrected):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    expected = value_or_error(lambda: reference.jackknife(features, labels, weighting, corrected))
+    found = value_or_error(lambda: metrics.jackknife(s, weighting, corrected))
+    if expected == "undefined":
+        assert found == expected
+        return
+    assert found.discrimination == near(expected[1], features)
+    assume(not corrected or not expected[0] > 1e4)  # a Tr Sigma_B that all but cancels
+    assert found.compression == near(expected[0], features)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems())
+def test_directional_cdnv(problem):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    expected = reference.directional_cdnv(features, labels)
+    assert metrics.directional_cdnv(s, features, labels) == near(expected, features)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), weighting=st.sampled_from(["uniform", "prior"]))
+def test_per_class(problem, weighting):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    found = metrics.per_class(s, weighting)
+    expected = reference.per_class(features, labels, num_classes, weighting)
+    assert set(expected) == set(found._fields)
+    for name in set(expected) - {"nearest"}:
+        column = getattr(found, name)
+        assert column.shape == (num_classes,)
+        assert column.tolist() == near(expected[name].tolist(), features), name
+    assert found.nearest.dtype == torch.int64
+    assert ((found.nearest >= 0) == found.cosine.isfinite()).all()
+    # Ties may fall either way, but the class named has the cosine named.
+    for k in (found.nearest >= 0).nonzero().flatten().tolist():
+        one, other = s.means[k], s.means[found.nearest[k]]
+        cosine = float(one @ other / (one.norm() * other.norm()))
+        assert cosine == near(expected["cosine"][k], features)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), centered=st.booleans(), threshold=st.sampled_from([0.5, 0.95]))
+def test_class_ranks(problem, centered, threshold):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    found = metrics.class_ranks(s, features, labels, centered=centered, threshold=threshold)
+    expected = reference.class_ranks(
+        features, labels, num_classes, centered=centered, threshold=threshold
+    )
+    # A sum of shares that meets the threshold exactly is decided by its last digit.
+    assert np.abs(found.numerical.numpy() - expected[0]).max() <= 1
+    # Centred, rows that nearly coincide leave singular values of rounding.
+    for column, wanted in zip(found[1:], expected[1:], strict=True):
+        assert column.tolist() == pytest.approx(wanted.tolist(), rel=1e-3, nan_ok=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -105,6 +192,12 @@ def test_spectrum(problem, threshold):
     assert metrics.effective_rank(s) == pytest.approx(
         reference.effective_rank(features, labels), rel=0.05
     )
+    assert metrics.stable_rank(found) == metrics.stable_rank(s)
+    assert metrics.stable_rank(s) == pytest.approx(
+        reference.stable_rank(features, labels), rel=1e-3
+    )
+    assert metrics.rankme(found) == metrics.rankme(s)
+    assert metrics.rankme(s) == pytest.approx(reference.rankme(features, labels), rel=0.05)
     shares = np.cumsum(expected) / max(expected.sum(), 1e-300)
     assume(np.abs(shares - threshold).min() > 0.02)  # at a tie the last digit decides
     expected_rank = reference.numerical_rank(features, labels, threshold)

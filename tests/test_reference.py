@@ -136,3 +136,34 @@ def test_ranks():
     assert reference.effective_rank(features, range(4)) == pytest.approx(2**1.75)
     assert reference.numerical_rank(np.zeros((3, 2)), range(3)) == 0
     assert reference.effective_rank(np.zeros((3, 2)), range(3)) == 0.0
+
+
+def test_stable_rank_and_rankme():
+    features = np.diag([4.0, 2.0, 1.0, 1.0])
+    assert reference.stable_rank(features, range(4)) == pytest.approx(22 / 16)
+    shares = np.array([4, 2, 1, 1]) / 8 + 1e-7
+    assert reference.rankme(features, range(4)) == pytest.approx(np.exp(-shares @ np.log(shares)))
+    assert reference.stable_rank(np.zeros((3, 2)), range(3)) == 0.0
+    assert reference.rankme(np.zeros((3, 2)), range(3)) == 0.0
+
+
+def test_corrected_trace_between_of_two_by_two_samples():
+    # Means 1 and 4 of variance 2 each (n - 1): 2.25 less 2/2 - 2 * 2/4 + 2 * 2 * 2/16.
+    s = reference.class_scatter([[0.0], [2.0], [3.0], [5.0]], [0, 0, 1, 1])
+    assert s.trace_between == 2.25
+    assert s.trace_between_corrected() == pytest.approx(1.75)
+    assert s.trace_between_corrected("prior") == pytest.approx(1.75)
+    with pytest.raises(UndefinedStatisticError, match=r"two samples a class, found one in \[1\]"):
+        reference.compression([[0.0], [2.0], [3.0]], [0, 0, 1], corrected=True)
+
+
+def test_directional_cdnv_sees_the_line_between_the_means_alone():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 40)
+    along = rng.standard_normal(80) + 3.0 * labels
+    across = 10.0 * rng.standard_normal(80)
+    across -= np.where(labels, across[40:].mean(), across[:40].mean())
+    features = np.column_stack([along, across])
+    found = reference.directional_cdnv(features, labels)
+    assert found == pytest.approx(reference.cdnv(along[:, None], labels))
+    assert found < reference.cdnv(features, labels) / 10

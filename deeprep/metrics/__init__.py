@@ -8,8 +8,10 @@ A statistic that too few classes have samples for raises ``UndefinedStatisticErr
 a state that holds NaN or Inf is nan, with a warning that names the classes.
 """
 
+from deeprep.metrics.classes import PerClass, per_class
 from deeprep.metrics.classifier import LinearProbe, ncc_accuracy, nearest_class, probe, self_duality
-from deeprep.metrics.collapse import cdnv, compression, nc1
+from deeprep.metrics.collapse import cdnv, cdnv_per_class, compression, nc1
+from deeprep.metrics.directional import directional_cdnv
 from deeprep.metrics.geometry import (
     ClosestClasses,
     closest_classes,
@@ -17,25 +19,46 @@ from deeprep.metrics.geometry import (
     equiangularity,
     equinorm,
     etf_error,
+    gnc2,
 )
-from deeprep.metrics.spectrum import effective_rank, numerical_rank, singular_values
+from deeprep.metrics.leave_one_out import Jackknife, jackknife
+from deeprep.metrics.spectrum import (
+    ClassRanks,
+    class_ranks,
+    effective_rank,
+    numerical_rank,
+    rankme,
+    singular_values,
+    stable_rank,
+)
 
 __all__ = [
+    "ClassRanks",
     "ClosestClasses",
+    "Jackknife",
     "LinearProbe",
+    "PerClass",
     "cdnv",
+    "cdnv_per_class",
+    "class_ranks",
     "closest_classes",
     "compression",
+    "directional_cdnv",
     "discrimination",
     "effective_rank",
     "equiangularity",
     "equinorm",
     "etf_error",
+    "gnc2",
+    "jackknife",
     "nc1",
     "ncc_accuracy",
     "nearest_class",
     "numerical_rank",
+    "per_class",
     "probe",
+    "rankme",
     "self_duality",
     "singular_values",
+    "stable_rank",
 ]

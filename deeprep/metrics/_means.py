@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deeprep import ops
-from deeprep._validate import UndefinedStatisticError
+from deeprep._statistics import name_classes
+from deeprep._validate import UndefinedStatisticError, as_tensor
 from deeprep.scatter import ClassScatter
 
 # Entries of one temporary array, 32 MiB in float64: large enough for the matrix product to run at
@@ -24,14 +26,19 @@ TILE_ENTRIES = 1 << 22
 EPS = torch.finfo(torch.float64).eps
 
 
-def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
-    """Return the indices (P,) of the classes with samples; raise if there are too few of them."""
+def require_classes(s: ClassScatter, statistic: str, at_least: int) -> None:
+    """Raise unless that many classes have samples."""
     found = int(torch.count_nonzero(s.counts))
     if found < at_least:
-        wanted = {1: "one class", 2: "two classes"}[at_least]
+        wanted = {1: "one class", 2: "two classes", 3: "three classes"}[at_least]
         raise UndefinedStatisticError(
             f"{statistic} needs at least {wanted} with samples, found {found} of {s.num_classes}"
         )
+
+
+def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
+    """Return the indices (P,) of the classes with samples; raise if there are too few of them."""
+    require_classes(s, statistic, at_least)
     return s.present
 
 
@@ -44,7 +51,7 @@ def is_finite(
     """
     classes = s.nonfinite_classes
     if classes:
-        warn_undefined(statistic, f"the features of {_name(classes)} hold NaN or Inf", value)
+        warn_undefined(statistic, f"the features of {name_classes(classes)} hold NaN or Inf", value)
     elif pooled is not None and not bool(pooled.isfinite().all()):
         reason = (
             "products of the features overflow their precision; scale them down or pass float64"
@@ -59,11 +66,13 @@ def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:
     warnings.warn(f"{statistic} is {value}: {reason}", UserWarning, stacklevel=4)
 
 
-def ratio(numerator: float, denominator: float, statistic: str) -> float:
-    """Divide; inf or nan, with a warning, where the denominator is zero as all means coincide."""
+def ratio(
+    numerator: float, denominator: float, statistic: str, reason: str = "all class means coincide"
+) -> float:
+    """Divide; inf or nan, with a warning that says why, where the denominator is zero."""
     if denominator == 0.0:
         value = float("inf") if numerator > 0.0 else float("nan")
-        warn_undefined(statistic, "all class means coincide", value)
+        warn_undefined(statistic, reason, value)
         return value
     return numerator / denominator
 
@@ -98,10 +107,36 @@ def directions(s: ClassScatter, statistic: str, *, centered: bool) -> Tensor | N
     means = centered_means(s, present) if centered else present_means(s, present)
     norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
     if not bool(norms.all()):
-        classes = present[norms.squeeze(1) == 0].tolist()
-        warn_undefined(statistic, f"the means of {_name(classes)} are zero and have no direction")
+        zero = name_classes(present[norms.squeeze(1) == 0].tolist())
+        warn_undefined(statistic, f"the means of {zero} are zero and have no direction")
         return None
     return means.div_(norms) if centered else means / norms
+
+
+def check_features(features: Any, like: Tensor) -> Tensor:
+    """Bring ``features`` (N, d) into a tensor; they must fit means ``like`` (..., d)."""
+    rows = as_tensor("features", features)
+    if rows.ndim != 2 or rows.shape[1] != like.shape[1]:
+        raise ValueError(f"features has shape {tuple(rows.shape)}, expected (N, {like.shape[1]})")
+    if not rows.is_floating_point():
+        raise TypeError(f"features has dtype {rows.dtype}, expected a floating-point dtype")
+    if rows.device != like.device:
+        raise ValueError(f"features is on {rows.device}, expected {like.device}")
+    return rows
+
+
+def blocks_of_rows(
+    rows: Tensor, origin: Tensor, num_columns: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (where, rows[where] - origin), in float64, block after block of ``rows`` (N, d).
+
+    A block has few enough rows for a product with ``num_columns`` columns to fit a tile.
+    """
+    step = max(1, TILE_ENTRIES // max(rows.shape[1], num_columns))
+    for begin in range(0, len(rows), step):
+        where = slice(begin, begin + step)
+        # A new tensor also for float64 rows: the caller may write to it.
+        yield where, rows[where].to(torch.float64) - origin
 
 
 def gram_tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -125,7 +160,33 @@ def fill_repeats(tile: Tensor, value: float) -> Tensor:
     return tile
 
 
-def _name(classes: list[int]) -> str:
-    """Say which classes, the first few by number."""
-    listed = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
-    return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
+def distance_tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, tile) as :func:`gram_tiles` of |rows[start + i] - rows[start + j]|^2."""
+    lengths = torch.linalg.vector_norm(rows, dim=1).square_()
+    for start, tile in gram_tiles(rows):
+        stop = start + len(tile)
+        yield (
+            start,
+            squared_distances(
+                rows[start:stop], rows[start:], lengths[start:stop], lengths[start:], tile
+            ),
+        )
+
+
+def squared_distances(
+    rows: Tensor, points: Tensor, left: Tensor, right: Tensor, gram: Tensor
+) -> Tensor:
+    """Turn ``gram`` (B, P) = rows points' into |rows_i - points_j|^2, in place.
+
+    ``rows`` (B, d), ``points`` (P, d); ``left`` (B,), ``right`` (P,) are their squared lengths.
+    |a|^2 + |b|^2 - 2<a, b> is one matrix product but loses its digits for near pairs; these, few
+    once the points are centred, are computed again from their differences.
+    """
+    scale = left[:, None] + right[None, :]
+    distances = gram.mul_(-2.0).add_(scale)
+    near_rows, near_columns = torch.nonzero(distances <= 1e-5 * scale, as_tuple=True)
+    step = max(1, TILE_ENTRIES // rows.shape[1])
+    for begin in range(0, len(near_rows), step):
+        i, j = near_rows[begin : begin + step], near_columns[begin : begin + step]
+        distances[i, j] = (rows[i] - points[j]).square_().sum(dim=1)
+    return distances

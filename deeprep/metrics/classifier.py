@@ -85,7 +85,7 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     """
     if not (ridge >= 0.0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a finite number >= 0, found {ridge}")
-    _means.present_classes(s, "probe", at_least=1)
+    _means.require_classes(s, "probe", at_least=1)
     pooled = s.pooled_scatter
     if not _means.is_finite(s, "probe", pooled):
         return LinearProbe(
@@ -235,19 +235,11 @@ def _argmax_of_scores(features: Any, weight: Tensor, bias: Tensor, origin: Tenso
     ``weight`` (P, d), ``bias`` (P,), ``origin`` (d,). Only a block of rows at a time is widened to
     float64 and multiplied.
     """
-    rows = as_tensor("features", features)
-    if rows.ndim != 2 or rows.shape[1] != weight.shape[1]:
-        raise ValueError(f"features has shape {tuple(rows.shape)}, expected (N, {weight.shape[1]})")
-    if not rows.is_floating_point():
-        raise TypeError(f"features has dtype {rows.dtype}, expected a floating-point dtype")
-    if rows.device != weight.device:
-        raise ValueError(f"features is on {rows.device}, expected {weight.device}")
+    rows = _means.check_features(features, weight)
     best = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    step = max(1, _means.TILE_ENTRIES // max(weight.shape))
-    for begin in range(0, len(rows), step):
-        block = rows[begin : begin + step].to(torch.float64) - origin
+    for where, block in _means.blocks_of_rows(rows, origin, len(weight)):
         value, winner = torch.addmm(bias, block, weight.T).max(dim=1)
-        best[begin : begin + step] = torch.where(value.isfinite(), winner, -1)
+        best[where] = torch.where(value.isfinite(), winner, -1)
     return best
 
 

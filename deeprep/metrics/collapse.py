@@ -9,7 +9,9 @@ from deeprep.metrics import _means
 from deeprep.scatter import ClassScatter, Weighting
 
 
-def compression(s: ClassScatter, weighting: Weighting = "uniform") -> float:
+def compression(
+    s: ClassScatter, weighting: Weighting = "uniform", corrected: bool = False
+) -> float:
     """Within-class compression C = Tr Sigma_W / Tr Sigma_B; smaller is more compressed.
 
     Sigma_W = (1/N) sum_k sum_i (z_ki - mu_k)(z_ki - mu_k)' and
@@ -17,13 +19,19 @@ def compression(s: ClassScatter, weighting: Weighting = "uniform") -> float:
     with n_k/N in place of 1/K (``"prior"``). Balanced classes: C = (N-K) / ((K-1) CH), CH the
     Calinski-Harabasz score.
 
+    ``corrected`` takes unbiased estimates of both traces: sum_k (n_k/N) sumsq_k / (n_k - 1) within,
+    where the paper's is (1 - 1/n) times too small for n samples a class, and
+    ``s.trace_between(weighting, corrected=True)`` between, where it is about Tr Sigma_W / n too
+    large. Their ratio is not unbiased, but off by the order of 1/N only.
+
     Coinciding class means give inf, or nan where the classes have no spread either, with a
-    warning.
+    warning; so does a corrected Tr Sigma_B that is not above zero, as it is for every other draw
+    of classes that cannot be told apart.
 
     Raises
     ------
     UndefinedStatisticError
-        Below two classes with samples.
+        Below two classes with samples; and, if ``corrected``, where a class has a single one.
     ValueError
         For another weighting.
 
@@ -39,14 +47,24 @@ def compression(s: ClassScatter, weighting: Weighting = "uniform") -> float:
     >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1]))
     >>> deeprep.compression(s)
     0.25
+    >>> round(deeprep.compression(s, corrected=True), 12)  # 2 / (4 - 2/2 + 2/4)
+    0.571428571429
     """
-    _means.present_classes(s, "compression")
-    between = s.trace_between(weighting)
+    present = _means.present_classes(s, "compression")
+    between = s.trace_between(weighting, corrected)
     if not _means.is_finite(s, "compression"):
         return float("nan")
-    if between <= _means.rounding_of_means(s) ** 2:
+    if not corrected:
+        if between <= _means.rounding_of_means(s) ** 2:
+            between = 0.0
+        return _means.ratio(s.trace_within, between, "compression")
+    shares = s.counts[present].double() / s.num_samples
+    within = float(shares @ s.covariance_traces(present))
+    # A difference of two traces: what is left has the rounding of both.
+    if between <= max(_means.rounding_of_means(s) ** 2, 16.0 * _means.EPS * within):
         between = 0.0
-    return _means.ratio(s.trace_within, between, "compression")
+    reason = "the corrected Tr Sigma_B is not above zero: the class means may coincide"
+    return _means.ratio(within, between, "compression", reason)
 
 
 def nc1(s: ClassScatter) -> float:
@@ -101,7 +119,9 @@ def cdnv(s: ClassScatter) -> float:
     """Class-distance normalised variance, the mean of (v_k + v_k') / (2 |mu_k - mu_k'|^2).
 
     Over pairs k != k', with v_k = sumsq_k / n_k the variance of class k. Coinciding means make it
-    inf (nan if both classes have no spread either).
+    inf (nan if both classes have no spread either). With tasks for classes, it is the
+    task-distance normalised variance, TDNV (Jiang et al. 2025; summed, not averaged, over pairs
+    where they define it).
 
     Raises
     ------
@@ -111,6 +131,8 @@ def cdnv(s: ClassScatter) -> float:
     Notes
     -----
     Galanti, György, Hutter, On the role of neural collapse in transfer learning, 2022.
+    Jiang, Dong, Zhou, Zhu, From compression to expression: a layerwise analysis of in-context
+    learning, 2025.
 
     Examples
     --------
@@ -120,33 +142,46 @@ def cdnv(s: ClassScatter) -> float:
     >>> deeprep.metrics.cdnv(s)
     0.0625
     """
-    present = _means.present_classes(s, "cdnv")
-    if not _means.is_finite(s, "cdnv"):
-        return float("nan")
-    centered = _means.centered_means(s, present)
-    norms = torch.linalg.vector_norm(centered, dim=1).square_()
-    variances = (s.sumsq / s.counts)[present]
-    total = torch.zeros_like(norms[0])
-    for start, tile in _means.gram_tiles(centered):
-        rows = slice(start, start + len(tile))
-        distances = _squared_distances(centered[start:], norms[rows], norms[start:], tile)
-        spreads = variances[rows, None] + variances[None, start:]
-        # An infinite distance takes the pairs met before out of the sum.
-        total += (spreads / _means.fill_repeats(distances, torch.inf)).sum()
-    return float(total) / (len(present) * (len(present) - 1))
+    return float(_cdnv_of_present(s, "cdnv").mean())
 
 
-def _squared_distances(rows: Tensor, left: Tensor, right: Tensor, gram: Tensor) -> Tensor:
-    """Turn ``gram`` (B, P) of the first B ``rows`` (P, d) with all of them into |row_i - row_j|^2.
+def cdnv_per_class(s: ClassScatter) -> Tensor:
+    """Take, for each class k, the mean over k' != k of (v_k + v_k') / (2 |mu_k - mu_k'|^2).
 
-    |a|^2 + |b|^2 - 2<a, b> is one matrix product but loses its digits for near pairs; these, few
-    once the means are centred, are computed again from their differences.
+    (K,) float64; nan for a class without samples. The mean over the others is :func:`cdnv`; with
+    tasks for classes, these are the tasks' TDNV.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> features = torch.tensor([[0.0], [2.0], [10.0], [12.0]])
+    >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1]))
+    >>> deeprep.metrics.cdnv_per_class(s).tolist()
+    [0.01, 0.01]
     """
-    scale = left[:, None] + right[None, :]
-    distances = gram.mul_(-2.0).add_(scale)
-    near_rows, near_columns = torch.nonzero(distances <= 1e-5 * scale, as_tuple=True)
-    step = max(1, _means.TILE_ENTRIES // rows.shape[1])
-    for begin in range(0, len(near_rows), step):
-        i, j = near_rows[begin : begin + step], near_columns[begin : begin + step]
-        distances[i, j] = (rows[i] - rows[j]).square_().sum(dim=1)
-    return distances
+    values = s.sumsq.new_full((s.num_classes,), torch.nan)
+    own = _cdnv_of_present(s, "cdnv_per_class")
+    values[s.present] = own
+    return values
+
+
+def _cdnv_of_present(s: ClassScatter, statistic: str) -> Tensor:
+    """Compute the CDNV (P,) of the classes with samples; errors and warnings name `statistic`."""
+    present = _means.present_classes(s, statistic)
+    if not _means.is_finite(s, statistic):
+        return s.sumsq.new_full((len(present),), torch.nan)
+    variances = (s.sumsq / s.counts)[present]
+    totals = torch.zeros_like(variances)
+    for start, distances in _means.distance_tiles(_means.centered_means(s, present)):
+        rows = slice(start, start + len(distances))
+        spreads = variances[rows, None] + variances[None, start:]
+        # An infinite distance takes the pairs met before out of the sums.
+        spreads /= _means.fill_repeats(distances, torch.inf)
+        totals[rows] += spreads.sum(dim=1)
+        totals[start:] += spreads.sum(dim=0)
+    return totals / (2 * (len(present) - 1))

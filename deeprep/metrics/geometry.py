@@ -182,6 +182,53 @@ def etf_error(s: ClassScatter) -> float:
     return math.sqrt(float(total))
 
 
+def gnc2(s: ClassScatter) -> float:
+    """Take std / |mean| over pairs k < k' of log(1 / |u_k - u_k'|), u_k = (mu_k - mu_G) / |...|.
+
+    How evenly the centred means spread over the sphere where there are too many classes for a
+    simplex: 0 where all pairs are equally far apart. Population standard deviation. nan with a
+    warning where a centred mean is zero, where two directions coincide (their kernel is infinite),
+    and where the kernels average to 0 but differ (inf).
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+
+    Notes
+    -----
+    The logarithmic kernel of Liu et al., Generalizing and decoupling neural collapse via
+    hyperspherical uniformity gap, 2023; its coefficient of variation as GNC2: Wu, Papyan,
+    Linguistic collapse: neural collapse in (large) language models, 2024.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.eye(3), torch.tensor([0, 1, 2]))
+    >>> round(deeprep.metrics.gnc2(s), 12)
+    0.0
+    """
+    unit = _means.directions(s, "gnc2", centered=True)
+    if unit is None:
+        return float("nan")
+    pairs = len(unit) * (len(unit) - 1) // 2
+    total = torch.zeros_like(unit[0, 0])
+    for _, squares in _means.distance_tiles(unit):
+        # Squares of rounding errors are no distance.
+        squares.masked_fill_(squares <= (16.0 * _means.EPS) ** 2, 0.0)
+        total += _means.fill_repeats(squares, 1.0).log_().mul_(-0.5).sum()
+    mean = float(total) / pairs
+    if math.isinf(mean):
+        _means.warn_undefined("gnc2", "two class means lie in the same direction from the global")
+        return float("nan")
+    total.zero_()
+    for _, squares in _means.distance_tiles(unit):
+        kernel = squares.log_().mul_(-0.5).sub_(mean)
+        total += _means.fill_repeats(kernel, 0.0).square_().sum()
+    deviation = math.sqrt(float(total) / pairs)
+    return _means.ratio(deviation, abs(mean), "gnc2", "the kernels average to 0")
+
+
 def _symmetric_sum(tile: torch.Tensor) -> torch.Tensor:
     """Sum the part of a symmetric (K, K) matrix that ``tile`` stands for; overwrites the tile."""
     diagonal = tile.diagonal().sum()
@@ -193,11 +240,17 @@ def _closest(s: ClassScatter, centered: bool, statistic: str) -> ClosestClasses:
     unit = _means.directions(s, statistic, centered=centered)
     if unit is None:
         return ClosestClasses(-1, -1, float("nan"))
+    best = closest_rows(unit)
+    classes = s.present
+    return best._replace(first=int(classes[best.first]), second=int(classes[best.second]))
+
+
+def closest_rows(unit: torch.Tensor) -> ClosestClasses:
+    """Find the rows i < j of unit vectors (P, d) with the largest cosine; -inf below two rows."""
     best = ClosestClasses(-1, -1, -math.inf)
     for start, tile in _means.gram_tiles(unit):
         cosine, position = _means.fill_repeats(tile, -math.inf).flatten().max(dim=0)
         if float(cosine) > best.cosine:
             row, column = divmod(int(position), tile.shape[1])
             best = ClosestClasses(start + row, start + column, float(cosine))
-    classes = s.present
-    return best._replace(first=int(classes[best.first]), second=int(classes[best.second]))
+    return best

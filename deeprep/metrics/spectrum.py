@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
+from deeprep._statistics import name_classes
+from deeprep._validate import check_batch, check_labels, to_tensors
 from deeprep.metrics import _means
 from deeprep.scatter import ClassScatter
 
@@ -65,8 +69,7 @@ def numerical_rank(s: ClassScatter | Tensor, threshold: float = 0.95) -> int:
     >>> deeprep.metrics.numerical_rank(s), deeprep.metrics.numerical_rank(s, threshold=0.9)
     (2, 1)
     """
-    if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"threshold must lie in (0, 1], found {threshold}")
+    _check_threshold(threshold)
     sigma = s if isinstance(s, Tensor) else _singular_values(s, "numerical_rank", value=-1)
     cumulative = sigma.cumsum(0)
     total = cumulative[-1]
@@ -108,6 +111,152 @@ def effective_rank(s: ClassScatter | Tensor) -> float:
         return 0.0
     shares = sigma / total
     return float(torch.xlogy(shares, shares).sum().neg().exp())
+
+
+def stable_rank(s: ClassScatter | Tensor) -> float:
+    """Sum of sigma_j^2 over sigma_max^2, sigma the singular values: |Z|_F^2 / |Z|_2^2.
+
+    At most the rank, r for r equal singular values, and hardly moved by small ones. ``s`` is a
+    state with ``full=True``, or its :func:`singular_values`. 0 for features that are all zero;
+    nan, with a warning, for features that hold NaN or Inf.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Without samples.
+    ValueError
+        Without ``full=True``.
+
+    Notes
+    -----
+    Rudelson, Vershynin, Sampling from large matrices, 2007.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> features = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    >>> s = deeprep.class_scatter(features, torch.tensor([0, 1]), full=True)
+    >>> deeprep.metrics.stable_rank(s)
+    1.25
+    """
+    sigma = s if isinstance(s, Tensor) else _singular_values(s, "stable_rank")
+    largest = sigma.amax()
+    if not bool(largest):
+        return 0.0
+    return float((sigma / largest).square_().sum())
+
+
+def rankme(s: ClassScatter | Tensor) -> float:
+    """RankMe, the exponential of -sum_j p_j log p_j with p_j = sigma_j / sum(sigma) + 1e-7.
+
+    Over the min(N, d) singular values. :func:`effective_rank` without the 1e-7, which the authors
+    add to keep the logarithm finite and with which p sums to more than one: each dimension without
+    variance makes RankMe larger by a factor of about 1 + 16e-7. ``s`` is a state with
+    ``full=True``, or its :func:`singular_values`. 0 for features that are all zero; nan, with a
+    warning, for features that hold NaN or Inf.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Without samples.
+    ValueError
+        Without ``full=True``.
+
+    Notes
+    -----
+    Garrido, Balestriero, Najman, LeCun, RankMe: assessing the downstream performance of pretrained
+    self-supervised representations by their rank, 2023.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.eye(4), torch.tensor([0, 1, 2, 3]), full=True)
+    >>> round(deeprep.metrics.rankme(s), 4)
+    4.0
+    """
+    sigma = s if isinstance(s, Tensor) else _singular_values(s, "rankme")
+    total = sigma.sum()
+    if not bool(total):
+        return 0.0
+    shares = sigma / total + 1e-7
+    return float(torch.xlogy(shares, shares).sum().neg().exp())
+
+
+class ClassRanks(NamedTuple):
+    """Ranks (K,) of the features of each class; int64 the numerical ones, the others float64."""
+
+    numerical: Tensor
+    effective: Tensor
+    stable: Tensor
+    rankme: Tensor
+
+
+def class_ranks(
+    s: ClassScatter, features: Any, labels: Any, *, centered: bool = False, threshold: float = 0.95
+) -> ClassRanks:
+    """Ranks of the features of each class, from features at hand.
+
+    One pass cannot give them: the state's (d, d) scatter is pooled over the classes, and one a
+    class would take K d^2 numbers. So the rows of one class after the other are copied to float64
+    and their singular values computed; keep the features of many classes or samples out of it.
+
+    Parameters
+    ----------
+    s : the state of these features.
+    features, labels : (N, d) and (N,), as for `ClassScatter.update`.
+    centered : take z_ki - mu_k, the spread of the class, for z_ki, whose largest singular value
+        often is the mean's.
+    threshold : of :func:`numerical_rank`.
+
+    Returns
+    -------
+    A class without rows has -1 and nan; so, with a warning, has one whose rows hold NaN or Inf.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On features or labels that do not fit and a threshold outside (0, 1].
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> features, labels = torch.eye(3), torch.tensor([0, 0, 1])
+    >>> s = deeprep.class_scatter(features, labels)
+    >>> deeprep.metrics.class_ranks(s, features, labels).numerical.tolist()
+    [2, 1]
+    """
+    _check_threshold(threshold)
+    rows, classes = to_tensors(features, labels, s.num_classes)
+    _means.check_features(rows, s.means)
+    check_batch(rows, classes)
+    check_labels(classes, s.num_classes, s.ignore_index)
+    numerical = torch.full_like(s.counts, -1)
+    others = s.sumsq.new_full((3, s.num_classes), torch.nan)
+    bad = []
+    order = classes.argsort(stable=True)
+    found, counts = classes[order].unique_consecutive(return_counts=True)
+    for k, own in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+        if k == s.ignore_index:
+            continue
+        block = rows[own].to(torch.float64)
+        if centered:
+            block -= s.means[k]
+        if not bool(block.isfinite().all()):
+            bad.append(k)
+            continue
+        sigma = torch.linalg.svdvals(block)
+        numerical[k] = numerical_rank(sigma, threshold)
+        ranks = effective_rank(sigma), stable_rank(sigma), rankme(sigma)
+        others[:, k] = torch.tensor(ranks, dtype=torch.float64)
+    if bad:
+        reason = f"the features of {name_classes(bad)} hold NaN or Inf"
+        _means.warn_undefined("class_ranks", reason)
+    return ClassRanks(numerical, *others)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"threshold must lie in (0, 1], found {threshold}")
 
 
 def noise_of_scatter(pooled: Tensor, resolution: float, scatter: Tensor) -> float:

@@ -1,0 +1,111 @@
+"""The metrics of single classes, for those who ask which class holds a layer back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deeprep.metrics import _means
+from deeprep.metrics.collapse import cdnv_per_class
+from deeprep.scatter import ClassScatter, Weighting
+
+
+class PerClass(NamedTuple):
+    """A column (K,) for each statistic of :func:`per_class`; float64 unless said otherwise.
+
+    A class without samples has a count of 0, ``nearest`` -1 and nan elsewhere.
+
+    Attributes
+    ----------
+    counts : int64, n_k.
+    variance : v_k = sum_i |z_ki - mu_k|^2 / n_k.
+    mean_norm : |mu_k|.
+    centered_norm : |mu_k - mu_G|.
+    compression : v_k / Tr Sigma_B; their average, weighted by n_k, is the layer's compression.
+    nearest : int64, the class k' != k with the largest cos(mu_k, mu_k').
+    cosine : that cosine; the least 1 - cosine is the layer's discrimination.
+    cdnv : mean over k' != k of (v_k + v_k') / (2 |mu_k - mu_k'|^2).
+    """
+
+    counts: Tensor
+    variance: Tensor
+    mean_norm: Tensor
+    centered_norm: Tensor
+    compression: Tensor
+    nearest: Tensor
+    cosine: Tensor
+    cdnv: Tensor
+
+
+def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
+    """Read every class's own statistics off the state; two rounds over the pairs of classes.
+
+    ``compression`` is inf (nan for a class without spread) where all class means coincide. A class
+    whose mean is zero has no direction: it has no ``nearest`` and is none. For a state that holds
+    NaN or Inf, only counts, variance and mean_norm are given, with a warning.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        Below two classes with samples.
+    ValueError
+        For another weighting.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> features = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1]))
+    >>> columns = deeprep.metrics.per_class(s)
+    >>> columns.variance.tolist(), columns.nearest.tolist(), columns.cosine.tolist()
+    ([1.0, 0.0], [1, 0], [0.0, 0.0])
+    """
+    present = _means.present_classes(s, "per_class")
+
+    def column(values: Tensor, where: Tensor = present) -> Tensor:
+        filled = s.sumsq.new_full((s.num_classes,), torch.nan)
+        filled[where] = values
+        return filled
+
+    between = s.trace_between(weighting)
+    variances = (s.sumsq / s.counts)[present]
+    norms = torch.linalg.vector_norm(s.means, dim=1)[present]
+    nowhere = torch.full_like(s.counts, -1)
+    known = {"counts": s.counts, "variance": column(variances), "mean_norm": column(norms)}
+    if not _means.is_finite(s, "what per_class compares between classes"):
+        compared = ("centered_norm", "compression", "cosine", "cdnv")
+        unknown = {name: torch.full_like(s.sumsq, torch.nan) for name in compared}
+        return PerClass(**known, **unknown, nearest=nowhere)
+    if between <= _means.rounding_of_means(s) ** 2:
+        between = 0.0
+    directed = norms > 0
+    unit = _means.present_means(s, present)[directed] / norms[directed].unsqueeze(1)
+    cosine, partner = _closest_to_each(unit)
+    classes = present[directed]
+    return PerClass(
+        **known,
+        centered_norm=column(_means.centered_norms(s, present)),
+        compression=column(variances / between),
+        nearest=nowhere.index_copy_(0, classes, torch.where(partner >= 0, classes[partner], -1)),
+        cosine=column(cosine, classes),
+        cdnv=cdnv_per_class(s),
+    )
+
+
+def _closest_to_each(unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Find each row's largest cosine with another and that row (P,); nan and -1 for a lone row."""
+    best = unit.new_full((len(unit),), -torch.inf)
+    partner = torch.full_like(best, -1, dtype=torch.int64)
+    if len(unit) < 2:
+        return best.fill_(torch.nan), partner
+    for start, tile in _means.gram_tiles(unit):
+        tile.diagonal().fill_(-torch.inf)
+        # A tile stands for both orders of its pairs.
+        for dim, where in ((1, slice(start, start + len(tile))), (0, slice(start, None))):
+            cosine, position = tile.max(dim=dim)
+            better = cosine > best[where]
+            best[where] = torch.where(better, cosine, best[where])
+            partner[where] = torch.where(better, start + position, partner[where])
+    return best, partner
