@@ -1,95 +1,44 @@
-"""LayerReport: what was measured, a row a layer; as a table, CSV and JSON."""
+"""LayerReport: what was measured, a row a layer; as a table, data frame, CSV, JSON and figure."""
 
 from __future__ import annotations
 
 import csv
+import html
+import io
 import json
 import math
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from deeprep import metrics
 from deeprep._files import atomic_path
-from deeprep._validate import UndefinedStatisticError
+from deeprep._layer_metrics import LayerMetrics, Metrics, choose_metrics, measure_layer
+from deeprep._report_table import html_table, rich_table
+from deeprep.metrics import ClosestClasses
 from deeprep.scatter import ClassScatter, Weighting
 from deeprep.theory import LineFit, fit_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame  # type: ignore[import-untyped]
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
-    from torch import Tensor
 
-Value = TypeVar("Value")
+    from deeprep._scores import LayerScores
 
+__all__ = ["LayerMetrics", "LayerReport"]
 
-@dataclass(frozen=True)
-class LayerMetrics:
-    """The metrics of one layer; None where a metric was not asked for or is not defined.
-
-    `closest_classes` is the pair of classes whose means have the largest cosine, the one that
-    `discrimination` is about. Accuracies are fractions in [0, 1] on the data measured.
-    """
-
-    index: int
-    name: str
-    num_features: int
-    compression: float | None = None
-    discrimination: float | None = None
-    closest_classes: tuple[int, int] | None = None
-    nc1: float | None = None
-    numerical_rank: int | None = None
-    effective_rank: float | None = None
-    probe_accuracy: float | None = None
-    ncc_accuracy: float | None = None
-
-
-def _measure(
-    index: int,
-    name: str,
-    scatter: ClassScatter,
-    accuracies: tuple[float | None, float | None],
-    weighting: Weighting,
-    notes: list[str],
-) -> LayerMetrics:
-    """All metrics of one layer; what is undefined becomes None and a note."""
-
-    def defined(compute: Callable[[], Value]) -> Value | None:
-        try:
-            return compute()
-        except UndefinedStatisticError as error:
-            notes.append(str(error))
-            return None
-
-    closest = defined(lambda: metrics.closest_classes(scatter))
-    spectrum = defined(lambda: metrics.singular_values(scatter)) if scatter.full else None
-    return LayerMetrics(
-        index=index,
-        name=name,
-        num_features=scatter.num_features,
-        compression=defined(lambda: metrics.compression(scatter, weighting)),
-        discrimination=None if closest is None else 1.0 - closest.cosine,
-        closest_classes=None
-        if closest is None or math.isnan(closest.cosine)
-        else (closest.first, closest.second),
-        nc1=defined(lambda: metrics.nc1(scatter)) if scatter.full else None,
-        numerical_rank=_rank(spectrum),
-        effective_rank=None if spectrum is None else metrics.effective_rank(spectrum),
-        probe_accuracy=accuracies[0],
-        ncc_accuracy=accuracies[1],
-    )
-
-
-def _rank(spectrum: Tensor | None) -> int | None:
-    """Numerical rank; None also where NaN or Inf leave it undefined."""
-    rank = -1 if spectrum is None else metrics.numerical_rank(spectrum)
-    return None if rank < 0 else rank
+# What a row of a table holds: the many pairs of classes have no place in it.
+_COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name != "closest_pairs")
+_WARNINGS_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """Metrics of every layer of a model on one set of data; made by `deeprep.analyze`.
+
+    ``print(report)`` shows it as a table; a notebook shows it as one by itself.
 
     Examples
     --------
@@ -97,9 +46,11 @@ class LayerReport:
     >>> labels = torch.arange(40) % 2
     >>> features = {l: torch.eye(2)[labels] + 0.3**l * torch.randn(40, 2) for l in range(4)}
     >>> scatters = {f"layer{l}": deeprep.class_scatter(x, labels) for l, x in features.items()}
-    >>> report = deeprep.LayerReport.from_scatters(scatters)
+    >>> report = deeprep.LayerReport.from_scatters(scatters, class_names=["cat", "dog"])
     >>> bool(report.compression_fit.slope < 0)
     True
+    >>> report.most_confused()[0][:2]
+    ('cat', 'dog')
     """
 
     layers: list[LayerMetrics]
@@ -107,35 +58,65 @@ class LayerReport:
     num_classes: int
     weighting: Weighting = "uniform"
     warnings: list[str] = field(default_factory=list)
+    corrected: bool = False
+    class_names: list[str] | None = None
 
     @classmethod
     def from_scatters(
         cls,
         scatters: Mapping[str, ClassScatter],
-        accuracies: Mapping[str, tuple[float | None, float | None]] | None = None,
+        scores: Mapping[str, LayerScores] | None = None,
         *,
         weighting: Weighting = "uniform",
+        corrected: bool = False,
+        jackknife: bool = False,
+        class_names: Sequence[str] | None = None,
+        metrics: Metrics = "auto",
     ) -> LayerReport:
-        """Compute every metric of every layer; the first of `scatters` is layer 0, the input.
+        """Compute the metrics of every layer; the first of `scatters` is layer 0, the input.
 
         Parameters
         ----------
-        scatters : layer name -> ClassScatter, in order of depth.
-        accuracies : layer name -> (least-squares probe, nearest class mean), fractions.
+        scatters : layer name -> ClassScatter, in order of depth, at least one.
+        scores : layer name -> accuracies and directional CDNV, which need a second pass.
         weighting : "uniform" or "prior", see `ClassScatter.trace_between`.
+        corrected : correct Tr Sigma_B for few samples a class, see `metrics.compression`.
+        jackknife : also standard errors over classes, see `metrics.jackknife`.
+        class_names : (K,) names to show in place of numbers.
+        metrics : names of `LayerMetrics` to have besides compression and discrimination. "auto" is
+            all that the states allow: nc1 and the ranks need ``full=True``; what visits all pairs
+            of classes anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a word in
+            `warnings`, where K^2 d is above 2e10.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For no layer, names of classes that are not K, and unknown or impossible metrics.
         """
+        if not scatters:
+            raise ValueError("scatters is empty, expected at least one layer")
+        first = next(iter(scatters.values()))
+        names = _check_class_names(class_names, first.num_classes)
+        chosen = choose_metrics(metrics, scatters)
         rows, messages = [], []
         for index, (name, scatter) in enumerate(scatters.items()):
-            notes: list[str] = []
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                scores = (accuracies or {}).get(name, (None, None))
-                rows.append(_measure(index, name, scatter, scores, weighting, notes))
-            notes += [str(warning.message) for warning in caught]
-            # Several metrics may say the same of one layer.
-            messages += [f"layer {name!r}: {note}" for note in dict.fromkeys(notes)]
-        first = next(iter(scatters.values()))
-        return cls(rows, first.num_samples, first.num_classes, weighting, messages)
+            row, notes = measure_layer(
+                index,
+                name,
+                scatter,
+                None if scores is None else scores.get(name),
+                weighting=weighting,
+                corrected=corrected,
+                jackknife=jackknife,
+                chosen=chosen,
+            )
+            rows.append(row)
+            messages += [f"layer {name!r}: {note}" for note in notes]
+        return cls(
+            rows, first.num_samples, first.num_classes, weighting, messages, corrected, names
+        )
+
+    # ---------------------------------------------------------------- what it says
 
     @property
     def compression_fit(self) -> LineFit | None:
@@ -172,96 +153,192 @@ class LayerReport:
             )
         return "\n".join(lines) or "fewer than two hidden layers: no rate to fit"
 
+    def class_name(self, index: int) -> str:
+        """Name of a class; its number where the report has no names."""
+        return str(index) if self.class_names is None else self.class_names[index]
+
+    def most_confused(self, layer: int = -1, count: int = 10) -> list[tuple[str, str, float]]:
+        """Pairs of classes with the largest cosines between their means, the largest first.
+
+        Parameters
+        ----------
+        layer : index of the layer; negative ones count from the last.
+        count : how many pairs at most; a report holds all of 64 classes, the first 50 of more.
+
+        Returns
+        -------
+        (class, class, cosine) for each pair; none where the cosines are not defined.
+
+        Raises
+        ------
+        ValueError
+            For a layer that there is not, or a negative count.
+        """
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise ValueError(f"layer is {layer}, expected one of {len(self.layers)} layers")
+        if count < 0:
+            raise ValueError(f"count is {count}, expected a number >= 0")
+        return [
+            (self.class_name(first), self.class_name(second), cosine)
+            for first, second, cosine in (self.layers[layer].closest_pairs or ())[:count]
+        ]
+
+    # ---------------------------------------------------------------- to be looked at
+
+    def table(self, title: str | None = None, width: int | None = None) -> Table:
+        """Return the report as a `rich` table, a row a layer, of the columns that have a value.
+
+        Where not all fit into `width`, by default that of the terminal, the least telling are left
+        out and named below the table.
+        """
+        return rich_table(self, title, width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield self.table(width=options.max_width)
+        yield Text(self.summary())
+        for message in self.warnings[:_WARNINGS_SHOWN]:
+            yield Text(f"warning: {message}", style="yellow")
+        if len(self.warnings) > _WARNINGS_SHOWN:
+            yield Text(f"and {len(self.warnings) - _WARNINGS_SHOWN} more in report.warnings")
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, highlight=False).print(self)
+        return text.getvalue().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        notes = [*self.summary().splitlines(), *(f"warning: {text}" for text in self.warnings)]
+        return html_table(self) + "".join(f"<div>{html.escape(note)}</div>" for note in notes)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw compression, discrimination and the cosines between the class means in one figure.
+
+        Parameters
+        ----------
+        path : where to write it, atomically; its suffix chooses the format. None writes nothing.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            For a suffix that is no format and a directory that there is not, before it is drawn.
+        """
+        from deeprep import plots
+
+        return plots.plot_report(self, path)
+
     # ---------------------------------------------------------------- out and in
-
-    def table(self, title: str | None = None) -> Table:
-        """Return the report as a `rich` table, a row a layer."""
-        from rich import box
-        from rich.table import Table
-
-        caption = (
-            f"{self.num_samples} samples, {self.num_classes} classes; "
-            f"Sigma_B with {self.weighting} weights"
-        )
-        table = Table(
-            title=title,
-            caption=caption,
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        table.add_column("l", justify="right")
-        table.add_column("layer")
-        headings = ("d", "C_l", "D_l", "closest", "NC1", "rank", "probe", "NCC")
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for layer in self.layers:
-            pair = layer.closest_classes
-            table.add_row(
-                str(layer.index),
-                layer.name,
-                str(layer.num_features),
-                _format(layer.compression, ".3g"),
-                _format(layer.discrimination, ".4f"),
-                "-" if pair is None else f"{pair[0]},{pair[1]}",
-                _format(layer.nc1, ".3g"),
-                _format(layer.numerical_rank, "d"),
-                _format(layer.probe_accuracy, ".1%"),
-                _format(layer.ncc_accuracy, ".1%"),
-            )
-        return table
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""
-        layers = [
-            {name: _encode(value) for name, value in asdict(layer).items()} for layer in self.layers
+        values = {n: list(v) if isinstance(v, list) else v for n, v in vars(self).items()}
+        values["layers"] = [
+            {name: _encode(value) for name, value in vars(layer).items()} for layer in self.layers
         ]
-        return {
-            "layers": layers,
-            "num_samples": self.num_samples,
-            "num_classes": self.num_classes,
-            "weighting": self.weighting,
-            "warnings": list(self.warnings),
-        }
+        return values
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
-        """Invert `to_dict`."""
-        layers = [
-            LayerMetrics(**{name: _decode(name, value) for name, value in layer.items()})
-            for layer in data["layers"]
-        ]
+        """Invert `to_dict`; what an older version did not write takes its default.
+
+        Raises
+        ------
+        ValueError
+            For a field that no report has, or a missing one that every report has.
+        """
+        _check_fields("report", data, cls)
+        layers = []
+        for index, layer in enumerate(data["layers"]):
+            _check_fields(f"report['layers'][{index}]", layer, LayerMetrics)
+            layers.append(LayerMetrics(**{n: _decode(n, value) for n, value in layer.items()}))
         return cls(**{**data, "layers": layers})
 
     def to_json(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON, atomically."""
+        """Write `to_dict` as JSON, a line a layer, atomically."""
+        data = self.to_dict()
+        layers = ",\n    ".join(json.dumps(layer, allow_nan=False) for layer in data.pop("layers"))
+        rest = json.dumps(data, indent=2, allow_nan=False).removeprefix("{")
         with atomic_path(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+            temporary.write_text(f'{{\n  "layers": [\n    {layers}\n  ],{rest}\n', encoding="utf-8")
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row a layer with a header, atomically; what is not defined is empty."""
-        names = [f.name for f in fields(LayerMetrics)]
-        with atomic_path(Path(path)) as temporary, temporary.open("w", newline="") as file:
+        with (
+            atomic_path(Path(path)) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
-            writer.writerow(names)
+            writer.writerow(_COLUMNS)
             for layer in self.layers:
-                values = asdict(layer)
+                values = dict(vars(layer))
                 if layer.closest_classes is not None:
                     values["closest_classes"] = " ".join(map(str, layer.closest_classes))
-                writer.writerow(["" if values[n] is None else values[n] for n in names])
+                writer.writerow(["" if values[n] is None else values[n] for n in _COLUMNS])
+
+    def to_pandas(self) -> DataFrame:
+        """Return a data frame, a row a layer, a column a metric; what is not defined is missing.
+
+        Its ``attrs`` hold the number of samples and of classes, the weighting and the correction.
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        frame = pandas.DataFrame(
+            {name: [vars(layer)[name] for layer in self.layers] for name in _COLUMNS}
+        )
+        kinds = {"name": "str", "closest_classes": "object", "numerical_rank": "Int64"}
+        whole = {"index": "int64", "num_features": "int64"}
+        frame = frame.astype({n: {**kinds, **whole}.get(n, "float64") for n in _COLUMNS})
+        told = ("num_samples", "num_classes", "weighting", "corrected", "class_names")
+        frame.attrs.update({name: vars(self)[name] for name in told})
+        return frame
 
 
-def _format(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+def _check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class_names is {names!r}, expected {num_classes} strings")
+    if len(names) != num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} names, expected {num_classes}, one for each class"
+        )
+    return list(names)
+
+
+def _check_fields(where: str, data: Mapping[str, Any], kind: type) -> None:
+    """Check that data from a file has the fields of a dataclass, no other ones."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{where} is a {type(data).__name__}, expected a mapping as of to_dict")
+    known = fields(kind)
+    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    if missing := needed - set(data):
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    if unknown := set(data) - {f.name for f in known}:
+        raise ValueError(
+            f"{where} holds {', '.join(sorted(unknown))}, expected fields of {kind.__name__} only; "
+            "was it written by a later version of deeprep?"
+        )
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_encode(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _decode(name: str, value: Any) -> Any:
+    if name == "closest_pairs" and value is not None:
+        return tuple(ClosestClasses(*pair) for pair in value)
     if isinstance(value, list):
         return tuple(value)
     return float(value) if isinstance(value, str) and name != "name" else value

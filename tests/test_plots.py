@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 
+import deeprep
 from deeprep import LayerMetrics, LayerReport, plots
 
 
-def make_report(values):
+def make_report(values, **changes):
     layers = [
-        LayerMetrics(index, f"layer{index}", 8, compression=value, discrimination=0.1 * index)
+        LayerMetrics(
+            index, f"layer{index}", 8, compression=value, discrimination=0.1 * index, **changes
+        )
         for index, value in enumerate(values)
     ]
     return LayerReport(layers, num_samples=40, num_classes=3)
+
+
+def measured(classes, depth, *, features=16, **options):
+    """Return a report of layers in which the classes move apart."""
+    labels = torch.arange(3 * classes) % classes
+    means, noise = torch.randn(classes, features), torch.randn(len(labels), features)
+    scatters = {
+        f"blocks.{level}.very_long_name_of_a_module": deeprep.class_scatter(
+            means[labels] + 0.7**level * noise, labels
+        )
+        for level in range(depth)
+    }
+    return LayerReport.from_scatters(scatters, metrics=(), **options)
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def titled(figure, begin):
+    return [axes for axes in figure.axes if axes.get_title().startswith(begin)]
 
 
 @pytest.mark.parametrize(
@@ -28,15 +54,193 @@ def test_layer_figures_can_be_read_back(tmp_path, values):
         assert imread(path).min() < 0.5  # something dark was drawn
 
 
-def test_evolution_follows_the_epochs(tmp_path):
-    path = tmp_path / "evolution.png"
-    reports = [(epoch, make_report([9.0, 1.0 / epoch, 0.1])) for epoch in (1, 2, 10, 100)]
-    plots.plot_evolution(reports, path)
-    assert imread(path).shape[0] > 100
-    plots.plot_evolution([(0, make_report([None]))], path)
-
-
 def test_figures_of_another_format(tmp_path):
     path = tmp_path / "figure.svg"
     plots.plot_compression(make_report([9.0, 1.0, 0.1]), path)
     assert path.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: make_report([1.0]).plot(path),
+        lambda path: plots.plot_compression(make_report([1.0]), path),
+        lambda path: plots.plot_discrimination(make_report([1.0]), path),
+        lambda path: plots.plot_evolution([(0, make_report([1.0]))], path),
+        lambda path: plots.compare({"a": make_report([1.0])}, path),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused_before_drawing(tmp_path, monkeypatch, draw):
+    monkeypatch.setattr("matplotlib.figure.Figure.add_subplot", None)
+    with pytest.raises(ValueError, match=r"figure.xyz, expected one of the suffixes .*\.png"):
+        draw(tmp_path / "figure.xyz")
+    with pytest.raises(ValueError, match="figure, expected one of the suffixes"):
+        draw(tmp_path / "figure")
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        draw(tmp_path / "nowhere" / "figure.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_without_a_value_is_a_gap_that_the_legend_explains():
+    (axes,) = plots.plot_compression(make_report([9.0, 1.0, math.nan, 0.0, None, 0.1])).axes
+    drawn = np.asarray(axes.lines[0].get_ydata(), dtype=float)
+    assert np.isnan(drawn).tolist() == [False, False, True, True, True, False]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels.count("0, inf or not defined") == 1
+
+
+@pytest.mark.parametrize("values", [[3.0, 2.9], [1.0, 0.3], [7.0]])
+def test_a_log_axis_has_readable_ticks_within_a_decade_too(values):
+    (axes,) = plots.plot_compression(make_report(values)).axes
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert low < min(values)
+    assert high > max(values)
+    assert len(ticks) >= 2
+
+
+def test_error_bars_on_the_log_axis_are_those_of_the_logarithm():
+    report = make_report([1.0, 0.1], compression_error=0.2, discrimination_error=0.25)
+    (axes,) = plots.plot_compression(report).axes
+    lower, upper = axes.collections[0].get_segments()[1][:, 1]
+    assert upper / 0.1 == pytest.approx(math.exp(2.0))  # an error of twice the value
+    assert 0.1 / lower == pytest.approx(math.exp(2.0))
+    (axes,) = plots.plot_discrimination(report).axes
+    assert axes.collections[0].get_segments()[1][:, 1].tolist() == pytest.approx([-0.15, 0.35])
+
+
+def test_error_bars_stay_finite_and_are_left_out_where_unknown():
+    report = make_report([1.0, 1e-9, 0.1], compression_error=math.nan)
+    (axes,) = plots.plot_compression(report).axes
+    assert not axes.collections
+    (axes,) = plots.plot_compression(make_report([1.0, 1e-9], compression_error=0.5)).axes
+    assert np.concatenate(axes.collections[0].get_segments()).max() == pytest.approx(math.exp(0.5))
+
+
+def test_overview_shows_fits_residuals_maps_and_closest_pairs():
+    names = ["cat", "dog", "eel", "$fox$"]
+    report = measured(4, 12, class_names=names, jackknife=True)
+    figure = report.plot()
+    maps = [axes for axes in figure.axes if axes.images and axes.get_title()]
+    assert len(maps) == 8
+    assert maps[0].get_title().startswith("$l$ = 0: blocks.0")
+    assert maps[-1].get_title().startswith("$l$ = 11: ")
+    for axes in maps:
+        cosines = axes.images[0].get_array()
+        assert axes.images[0].get_clim() == (-1.0, 1.0)
+        assert np.array_equal(cosines, cosines.T)
+        assert np.array_equal(np.diag(cosines), np.ones(4))
+    first, second, cosine = report.layers[-1].closest_pairs[0]
+    assert maps[-1].images[0].get_array()[first, second] == cosine
+    escaped = [name.replace("$", r"\$") for name in names]
+    assert [label.get_text() for label in maps[-1].get_xticklabels()] == escaped
+    shown = texts(figure)
+    assert f"{escaped[first]} / {escaped[second]}" in shown
+    assert f"{cosine:.4f}" in shown
+    residuals = [axes for axes in figure.axes if axes.get_ylabel() == "$D_l$ - fit"]
+    drawn = residuals[0].lines[-1].get_ydata()
+    assert tuple(drawn) == report.discrimination_fit.residuals
+
+
+def test_overview_of_many_classes_draws_the_closest_pairs_as_bars():
+    report = measured(70, 5)
+    figure = report.plot()
+    charts = titled(figure, "closest classes")
+    assert [axes.get_title().split(": ")[0] for axes in charts] == [
+        f"closest classes in $l$ = {level}" for level in (0, 2, 4)
+    ]
+    for axes, level in zip(charts, (0, 2, 4), strict=True):
+        expected = [cosine for *_, cosine in report.most_confused(level, 10)]
+        assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    assert not any(axes.images for axes in figure.axes)
+
+
+@pytest.mark.parametrize("classes", [2, 25, 64])
+def test_overview_of_other_numbers_of_classes_and_one_layer(classes):
+    figure = measured(classes, 1).plot()
+    (axes,) = titled(figure, "$l$ = 0")
+    assert axes.images[0].get_array().shape == (classes, classes)
+    named = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(named) <= 20
+
+
+def test_overview_leaves_empty_classes_and_undefined_layers_out_of_the_maps(tmp_path):
+    labels = torch.tensor([0, 0, 2, 2, 5, 5])
+    s = deeprep.class_scatter(torch.randn(6, 4), labels, num_classes=6)
+    broken = deeprep.class_scatter(torch.full((6, 4), math.nan), labels, num_classes=6)
+    report = LayerReport.from_scatters({"input": s, "broken": broken, "output": s})
+    figure = report.plot(tmp_path / "report.png")
+    assert imread(tmp_path / "report.png").shape[1] >= 1200
+    assert len(titled(figure, "$l$ = ")) == 2
+    (axes,) = titled(figure, "$l$ = 2")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "2", "5"]
+
+
+def test_overview_of_a_report_without_any_value(tmp_path):
+    make_report([None, None]).plot(tmp_path / "report.png")
+    assert imread(tmp_path / "report.png").min() < 0.5
+
+
+def test_evolution_follows_the_epochs(tmp_path):
+    path = tmp_path / "evolution.png"
+    reports = [(epoch, make_report([9.0, 1.0 / epoch, 0.1])) for epoch in (1, 2, 10, 100)]
+    figure = plots.plot_evolution(reports, path)
+    assert imread(path).min() < 0.5
+    assert [axes.get_title() for axes in figure.axes] == [
+        "compression $C_l$",
+        "discrimination $D_l$",
+    ]
+    second = figure.axes[0].lines[1]
+    assert second.get_xdata().tolist() == [1, 2, 10, 100]
+    assert second.get_ydata().tolist() == [1.0, 0.5, 0.1, 0.01]
+
+
+def test_evolution_draws_what_was_measured_of_up_to_four_metrics():
+    reports = [(0, make_report([1.0], numerical_rank=3, nc1=0.5, cdnv=0.0))]
+    titles = [axes.get_title() for axes in plots.plot_evolution(reports).axes]
+    assert titles == ["compression $C_l$", "discrimination $D_l$", "numerical rank", "NC1"]
+
+
+def test_evolution_of_many_layers_names_some_of_them():
+    figure = plots.plot_evolution([(epoch, make_report([1.0] * 60)) for epoch in range(2)])
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(names) == 16
+    assert (names[0], names[-1]) == ("layer0", "layer59")
+
+
+def test_evolution_needs_reports_of_the_same_layers():
+    with pytest.raises(ValueError, match="reports is empty"):
+        plots.plot_evolution([])
+    with pytest.raises(ValueError, match="report of epoch 0 has 2 layers, expected 1"):
+        plots.plot_evolution([(0, make_report([1.0, 2.0])), (1, make_report([1.0]))])
+
+
+def test_compare_orders_epochs_and_draws_against_the_layer(tmp_path):
+    reports = {f"epoch {epoch}": make_report([9.0, 1.0 / epoch]) for epoch in (10, 2, 1)}
+    figure = plots.compare(reports, tmp_path / "compare.png")
+    assert imread(tmp_path / "compare.png").min() < 0.5
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["epoch 1", "epoch 2", "epoch 10"]
+    assert [line.get_ydata()[1] for line in figure.axes[0].lines] == [1.0, 0.5, 0.1]
+    assert figure.axes[0].get_xlabel() == "layer $l$"
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 3
+
+
+def test_compare_uses_relative_depth_where_depths_differ():
+    reports = [("deep", make_report([9.0, 1.0, 0.1, 0.01, 0.001])), ("flat", make_report([2.0]))]
+    figure = plots.compare([*reports, ("deep", make_report([9.0, 1.0, 0.1]))])
+    assert "relative depth" in figure.axes[0].get_xlabel()
+    assert "1, 3, 5 layers" in figure.axes[0].get_xlabel()
+    x = [list(line.get_xdata()) for line in figure.axes[1].lines]
+    assert x == [[0.0, 0.25, 0.5, 0.75, 1.0], [0.0], [0.0, 0.5, 1.0]]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["deep", "flat", "deep"]
+
+
+def test_compare_tells_many_models_apart_and_needs_one():
+    reports = [(name, make_report([1.0, 0.5])) for name in "abcdefghijklmnopqrst"]
+    lines = plots.compare(reports).axes[0].lines
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(looks) == len(reports)
+    with pytest.raises(ValueError, match="reports is empty"):
+        plots.compare({})

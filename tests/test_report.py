@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -28,6 +30,19 @@ def make_report(**changes):
         for depth in range(5)
     ]
     return LayerReport(layers, num_samples=40, num_classes=3, **changes)
+
+
+def make_scatters(**options):
+    """Three layers of three classes in eight dimensions."""
+    labels = torch.arange(30) % 3
+    noise = torch.randn(30, 8)
+    means = torch.randn(3, 8)
+    return {
+        f"layer{depth}": deeprep.class_scatter(
+            means[labels] + 0.5**depth * noise, labels, **options
+        )
+        for depth in range(3)
+    }
 
 
 def test_fits_leave_out_the_input_and_find_the_rate():
@@ -86,14 +101,178 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_table_shows_every_layer_and_dashes_for_the_unknown():
-    console = Console(width=120, record=True)
-    console.print(make_report().table("digits"))
-    text = console.export_text()
+def rendered(table, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_table_shows_every_layer_and_the_columns_with_a_value():
+    report = make_report()
+    report.layers[1] = LayerMetrics(1, "[odd] name", 8, compression=0.5)
+    text = rendered(report.table("digits", width=120), 120)
     assert "layer4" in text
+    assert "[odd] name" in text
     assert "0,2" in text
-    assert "Sigma_B with uniform weights" in text
-    assert "-" in text
+    assert "Sigma_B with uniform weights" in " ".join(text.split())
+    assert text.splitlines()[2].split() == ["l", "layer", "d", "C_l", "D_l", "closest", "rank"]
+    assert next(line for line in text.splitlines() if "odd" in line).split()[-3:] == ["-"] * 3
+
+
+def test_table_names_the_columns_that_a_terminal_has_no_room_for():
+    report = LayerReport.from_scatters(make_scatters(full=True), jackknife=True)
+    for width in (60, 80, 200):
+        text = rendered(report.table(width=width), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        assert "C_l" in text
+        assert ("no room for" in text) == (width < 200)
+    assert "RankMe" in rendered(report.table(width=60), 60).split("no room for")[1]
+
+
+def test_table_shows_names_of_classes_and_standard_errors():
+    report = LayerReport.from_scatters(
+        make_scatters(), jackknife=True, corrected=True, class_names=["cat", "dog", "[eel]"]
+    )
+    layer = report.layers[0]
+    text = rendered(report.table(width=200), 200)
+    names = [report.class_names[index] for index in layer.closest_classes]
+    assert ", ".join(names) in text
+    assert f"{layer.compression:.3g} ±{layer.compression_error:.1g}" in text
+    assert "corrected for few samples" in text
+    assert "standard error" in text
+
+
+def test_print_gives_table_rates_and_the_first_warnings():
+    report = make_report(warnings=[f"layer 'x': reason [{number}]" for number in range(7)])
+    text = str(report)
+    assert "layer4" in text
+    assert "C_l is multiplied by 0.1 a layer" in text
+    assert "warning: layer 'x': reason [4]" in text
+    assert "reason [5]" not in text
+    assert "2 more in report.warnings" in text
+    assert rendered(report, 100).split() == text.split()
+
+
+def test_notebooks_get_an_escaped_table():
+    report = make_report(warnings=["<b>bold</b>"])
+    report.layers[0] = LayerMetrics(0, "<script>", 8, compression=1.0)
+    html = report._repr_html_()
+    assert html.count("<tr>") == 1 + len(report.layers)
+    assert "&lt;script&gt;" in html
+    assert "&lt;b&gt;bold" in html
+    assert "<script>" not in html
+
+
+def test_most_confused_pairs_come_by_name():
+    report = LayerReport.from_scatters(make_scatters(), class_names=["cat", "dog", "eel"])
+    pairs = report.most_confused()
+    assert len(pairs) == 3
+    assert [cosine for *_, cosine in pairs] == sorted((c for *_, c in pairs), reverse=True)
+    assert pairs[0][2] == pytest.approx(1.0 - report.layers[-1].discrimination, abs=1e-6)
+    assert report.most_confused(count=1) == pairs[:1]
+    assert report.most_confused(1) == report.most_confused(-2)
+    assert make_report().most_confused() == []
+    without = LayerReport.from_scatters(make_scatters()).most_confused()
+    assert {name for pair in without for name in pair[:2]} == {"0", "1", "2"}
+    with pytest.raises(ValueError, match="layer is 3, expected one of 3 layers"):
+        report.most_confused(3)
+    with pytest.raises(ValueError, match="count is -1"):
+        report.most_confused(count=-1)
+
+
+def test_names_of_classes_must_be_one_for_each():
+    with pytest.raises(ValueError, match="class_names has 2 names, expected 3"):
+        LayerReport.from_scatters(make_scatters(), class_names=["cat", "dog"])
+    with pytest.raises(TypeError, match="class_names is 'abc', expected 3 strings"):
+        LayerReport.from_scatters(make_scatters(), class_names="abc")
+    with pytest.raises(ValueError, match="scatters is empty"):
+        LayerReport.from_scatters({})
+
+
+def test_a_report_with_everything_survives_json(tmp_path):
+    report = LayerReport.from_scatters(
+        make_scatters(full=True),
+        jackknife=True,
+        corrected=True,
+        weighting="prior",
+        class_names=["cat", "dog", "eel"],
+    )
+    path = tmp_path / "report.json"
+    report.to_json(path)
+    again = LayerReport.from_dict(json.loads(path.read_text()))
+    assert again == report
+    assert again.most_confused() == report.most_confused()
+    assert len(path.read_text().splitlines()) < 30  # pairs of classes do not get a line each
+
+
+def test_reports_of_older_versions_load():
+    old = {
+        "layers": [
+            {
+                "index": 0,
+                "name": "input",
+                "num_features": 2,
+                "compression": "inf",
+                "discrimination": 0.5,
+                "closest_classes": [0, 1],
+                "nc1": None,
+                "numerical_rank": 2,
+                "effective_rank": 1.5,
+                "probe_accuracy": 1.0,
+                "ncc_accuracy": None,
+            }
+        ],
+        "num_samples": 4,
+        "num_classes": 2,
+        "weighting": "uniform",
+        "warnings": [],
+    }
+    report = LayerReport.from_dict(old)
+    assert report.layers[0].compression == math.inf
+    assert report.layers[0].closest_classes == (0, 1)
+    assert report.layers[0].cdnv is report.class_names is None
+    assert report.most_confused() == []
+    assert not report.corrected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": 1}, "report holds layer, expected fields of LayerReport only"),
+        ({"layers": [{"index": 0}]}, r"report\['layers'\]\[0\] lacks name, num_features"),
+        ({"layers": [{"index": 0, "name": "x", "num_features": 1, "nc9": 1}]}, "holds nc9"),
+    ],
+)
+def test_a_dictionary_that_is_no_report_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        LayerReport.from_dict({**make_report().to_dict(), **change})
+    with pytest.raises(ValueError, match="report lacks num_samples"):
+        LayerReport.from_dict({"layers": [], "num_classes": 2})
+    with pytest.raises(TypeError, match="report is a list"):
+        LayerReport.from_dict([])
+
+
+def test_pandas_has_a_row_a_layer_and_numbers_in_its_columns():
+    pandas = pytest.importorskip("pandas")
+    report = make_report()
+    report.layers[1] = LayerMetrics(1, "empty", 8)
+    frame = report.to_pandas()
+    assert list(frame["name"]) == [layer.name for layer in report.layers]
+    assert frame["compression"][2] == report.layers[2].compression
+    assert math.isnan(frame["compression"][1])
+    assert frame["numerical_rank"][1] is pandas.NA
+    assert frame["closest_classes"][0] == (0, 2)
+    assert frame["nc1"].dtype == "float64"
+    assert frame["nc1"].isna().all()
+    assert frame.attrs["num_samples"] == 40
+    assert "closest_pairs" not in frame
+
+
+def test_without_pandas_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        make_report().to_pandas()
 
 
 def test_undefined_statistics_become_notes_not_errors():
