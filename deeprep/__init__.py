@@ -13,7 +13,9 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from deeprep import metrics, ops, reference, theory
+from deeprep import metrics, ops, reference, sharded, theory
+from deeprep._distributed import all_reduce_layers
+from deeprep._ranks import RankLostError
 from deeprep._validate import UndefinedStatisticError
 from deeprep.files import class_scatter_of_files
 from deeprep.metrics import compression, discrimination
@@ -32,7 +34,9 @@ __all__ = [
     "LayerMetrics",
     "LayerProbe",
     "LayerReport",
+    "RankLostError",
     "UndefinedStatisticError",
+    "all_reduce_layers",
     "analyze",
     "build_info",
     "class_scatter",
@@ -43,6 +47,7 @@ __all__ = [
     "ops",
     "plots",
     "reference",
+    "sharded",
     "show_config",
     "theory",
 ]

@@ -154,7 +154,8 @@ class OptimizationSettings:
     """Passes over the training data."""
 
     batch_size: int | None = None
-    """Samples of one step; 0: all of them (full-batch gradient descent)."""
+    """Samples of one step, of all processes together under torchrun; 0: all of them (full-batch
+    gradient descent)."""
 
     stop_loss: float | None = None
     """Stop after an epoch whose training loss is below this; 0: never."""
@@ -201,7 +202,8 @@ class RunSettings:
     """auto: the GPU if there is one and the compiled core was built with CUDA."""
 
     threads: int | None = None
-    """CPU threads. Default: as many as PyTorch chooses."""
+    """CPU threads. Default: as many as PyTorch chooses; under torchrun, the cores divided by the
+    processes of the machine."""
 
     runs_dir: Path = Path("runs")
     """Directory that holds the run directories."""

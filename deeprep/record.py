@@ -1,6 +1,6 @@
 """What a run leaves behind: a directory that says how it was made, and from which it can go on.
 
-config.json          settings, versions, commit, device, threads, how the compiled core was built
+config.json          settings, versions, commit, device, threads, processes, how the core was built
 metrics.jsonl        one line per measurement: epoch, loss, accuracy, report
 layers.csv           the last measurement, one row per layer
 compression.png, discrimination.png    the last measurement; evolution.png    all of them
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from deeprep import plots
 from deeprep._files import atomic_path
@@ -200,7 +201,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Return what a result depends on besides its settings: versions, commit, device, threads.
 
     >>> sorted(environment(torch.device("cpu")))
-    ['commit', 'core', 'device', 'numpy', 'platform', 'python']
+    ['commit', 'core', 'device', 'numpy', 'platform', 'processes', 'python']
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -209,6 +210,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
+        "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
         "device": str(device) if gpu is None else f"{device} ({gpu})",
     }
 

@@ -3,18 +3,27 @@
 Flags are the fields of `deeprep.config.Settings`. Results go to a new directory under runs/;
 `deeprep.record` says what it holds. Ctrl-C or SIGTERM finishes the epoch and leaves a directory
 that --resume continues; a second one stops at once.
+
+`torchrun --nproc-per-node 4 -m deeprep.run --arch linear` trains the same network with four
+processes, by the same flags: `--batch-size` is the batch of all of them together, of which each
+takes its part, so losses and layers are those of one process up to rounding (but see
+`deeprep.train` for dropout, and below for BatchNorm). The first process prints and writes; a
+signal, or a loss that is not finite, in any of them stops all. A directory can be continued with
+another number of processes.
+
+BatchNorm takes its statistics from all processes on GPUs; on the CPU, where PyTorch cannot, from
+the part of the batch that a process has.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 
@@ -24,17 +33,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deeprep._job import load, parallel, pin, prepare, prepare_device
+from deeprep._ranks import RankLostError, Ranks
+from deeprep._torchrun import OtherRankError, default_threads, joined, together
 from deeprep.config import Settings, chosen
-from deeprep.data import Batches, Data, load_data
+from deeprep.data import Data
 from deeprep.defaults import describe_defaults, resolve
-from deeprep.models import build_model
-from deeprep.ops import build_info
 from deeprep.probe import analyze
 from deeprep.record import Checkpoint, Measurement, RunDirectory
 from deeprep.train import (
     NonFiniteLossError,
     evaluate,
-    make_optimizer,
     measurement_epochs,
     train,
 )
@@ -42,7 +51,7 @@ from deeprep.train import (
 __all__ = ["RunStopped", "main", "run"]
 
 _CHECKPOINT_SECONDS = 20.0
-_MEASUREMENT_BATCH = 1024  # samples; bounds the memory that feature maps take while measuring
+_ECHO_SECONDS = 5.0  # torchrun passes on to its processes the Ctrl-C that they got already
 
 
 class RunStopped(Exception):  # noqa: N818  it is no error: the run can go on
@@ -70,19 +79,31 @@ def main(arguments: list[str] | None = None) -> int:
         args=arguments,
     )
     settings = Settings(**{each.name: getattr(command, each.name) for each in fields(Settings)})
-    console = Console()
-    try:
-        if command.resume is None:
-            run(settings, console)
-        elif settings == Settings():
-            run(RunDirectory.open(command.resume), console)
-        else:
+    with joined() as ranks:
+        return _main(settings, command.resume, ranks)
+
+
+def _main(settings: Settings, resume: Path | None, ranks: Ranks | None) -> int:
+    console, first = Console(), ranks is None or ranks.rank == 0
+
+    def start() -> Settings | RunDirectory:
+        if resume is None:
+            return settings
+        if settings != Settings():
             raise ValueError("resume must be the only flag: settings come from its config.json")
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return RunDirectory.open(resume)
+
+    try:
+        run(together(ranks, start), console)
+    except OtherRankError:
+        return 1  # the one that failed says why
+    except (ValueError, OSError, NonFiniteLossError, RankLostError) as error:
+        if first or not isinstance(error, NonFiniteLossError):  # which all have
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except RunStopped as stopped:
-        console.print(f"\n{escape(str(stopped))}", soft_wrap=True, highlight=False)
+        if first:
+            console.print(f"\n{escape(str(stopped))}", soft_wrap=True, highlight=False)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -97,7 +118,8 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
     start
         Settings, which are resolved here, or the opened directory of a run to continue.
     console
-        Where progress and results are printed; default: nowhere.
+        Where progress and results are printed, by the first process if there are many; default:
+        nowhere.
 
     Raises
     ------
@@ -111,56 +133,68 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
         The loss became NaN or infinite; the run directory is kept.
     RunStopped
         SIGINT or SIGTERM came; the run directory is complete up to the epoch it came in.
+    OtherRankError, RankLostError
+        Another of many processes failed and says why, or has died.
     """
-    console = console or Console(quiet=True)
-    settings = start.settings() if isinstance(start, RunDirectory) else resolve(start)
+    with joined() as ranks:
+        if console is None or (ranks is not None and ranks.rank > 0):
+            console = Console(quiet=True)
+        return _run(start, console, ranks)
+
+
+def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) -> RunDirectory:
+    first = ranks is None or ranks.rank == 0
+    settings = together(
+        ranks, lambda: start.settings() if isinstance(start, RunDirectory) else resolve(start)
+    )
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
-    optimization, device = settings.optimization, _prepare_device(settings)
-    data = _load(settings)
-    torch.manual_seed(settings.run.seed)
-    dtype = torch.float64 if optimization.dtype == "float64" else torch.float32
-    model = build_model(settings.model, data.input_shape, data.num_classes).to(device, dtype)
-    inputs, labels = data.inputs.to(device, dtype), data.labels.to(device)
-    batches = Batches(inputs, labels, chosen(optimization.batch_size))
-    measured_batches = Batches(inputs, labels, _MEASUREMENT_BATCH)
-    optimizer = make_optimizer(model, optimization)
-
-    if isinstance(start, RunDirectory):
-        directory = start
-    else:
-        directory = RunDirectory.create(_pin(settings, device), device)
-    checkpoint = directory.load_checkpoint()
+    elif ranks is not None:
+        torch.set_num_threads(default_threads())
+    device = together(ranks, lambda: prepare_device(settings, ranks))
+    data = together(ranks, lambda: load(settings), in_turn=True)
+    job = together(ranks, lambda: prepare(settings, data, device, ranks))
+    model, optimization = job.model, settings.optimization
+    directory = _open_directory(start, settings, device, ranks)
+    checkpoint = together(ranks, directory.load_checkpoint)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
+        job.optimizer.load_state_dict(checkpoint.optimizer)
     first_epoch = 1 if checkpoint is None else checkpoint.epoch + 1
-    directory.forget_after(-1 if checkpoint is None else checkpoint.epoch)
-    console.print(_describe(settings, data, device, directory), soft_wrap=True, highlight=False)
+    if first:
+        directory.forget_after(-1 if checkpoint is None else checkpoint.epoch)
+    console.print(
+        _describe(settings, data, device, directory, ranks), soft_wrap=True, highlight=False
+    )
 
     def measure(epoch: int) -> None:
-        loss, accuracy = evaluate(model, measured_batches, optimization)
+        loss, accuracy = evaluate(model, job.measured, optimization, ranks)
         report = analyze(
             model,
-            measured_batches,
+            job.measured,
             data.num_classes,
             reduce=settings.measurement.reduce,
+            full="auto",
+            accuracy=True,
             weighting=settings.measurement.weighting,
+            all_reduce=ranks is not None,
         )
-        directory.add_measurement(Measurement(epoch, loss, accuracy, report))
+        measurement = Measurement(epoch, loss, accuracy, report)
+        together(ranks, lambda: directory.add_measurement(measurement) if first else None)
         console.print(
             f"epoch {epoch:5d}  loss {loss:.4g}  accuracy {accuracy:.2%}", highlight=False
         )
 
     def save(epoch: int, finished: bool) -> None:
-        state = Checkpoint(epoch, finished, model.state_dict(), optimizer.state_dict())
-        directory.save_checkpoint(state)
+        if first:
+            state = Checkpoint(epoch, finished, model.state_dict(), job.optimizer.state_dict())
+            directory.save_checkpoint(state)
 
     epochs = chosen(optimization.epochs)
     schedule = measurement_epochs(epochs, settings.measurement.measurements)
     with (
         _name_directory(directory),
-        _stop_requests() as stop,
+        _stop_requests(_ECHO_SECONDS if ranks is not None else 0.0) as request,
         _progress_bar(console) as progress,
     ):
         task = progress.add_task(
@@ -172,14 +206,16 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
         saved_at = time.monotonic()
         finished = checkpoint is not None and checkpoint.finished
         remaining = train(
-            model,
-            optimizer,
-            batches,
+            model if ranks is None else parallel(model, device),
+            job.optimizer,
+            job.batches,
             optimization,
             seed=settings.run.seed,
             first_epoch=first_epoch,
+            ranks=ranks,
         )
-        while not finished and stop.signal_number is None:
+        stopped = request.agreed(ranks)
+        while not finished and not stopped:
             result = next(remaining)
             finished = result.finished
             progress.update(
@@ -188,71 +224,46 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
             due = finished or result.epoch in schedule
             if due:
                 measure(result.epoch)
-            waited = time.monotonic() - saved_at
-            if due or waited > _CHECKPOINT_SECONDS or stop.signal_number is not None:
+            stopped = request.agreed(ranks)
+            if due or stopped or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
                 save(result.epoch, finished)
                 saved_at = time.monotonic()
 
-    files = directory.write_summaries()
-    _print_results(directory, files, console)
-    if not finished and stop.signal_number is not None:
-        raise RunStopped(stop.signal_number, directory.path)
+    files = together(ranks, lambda: directory.write_summaries() if first else [])
+    if first:
+        _print_results(directory, files, console)
+    if not finished and stopped:
+        raise RunStopped(stopped, directory.path)
     return directory
 
 
-def _prepare_device(settings: Settings) -> torch.device:
-    name = settings.run.device
-    lacks = "PyTorch finds no GPU" if not torch.cuda.is_available() else ""
-    if not build_info()["cuda"]:  # then nothing on a GPU can be measured
-        lacks = lacks or "the compiled core was built without CUDA"
-    if name == "cuda" and lacks:
-        raise ValueError(f"device must be cpu or auto where {lacks}, got cuda")
-    if name == "cpu" or lacks:
-        return torch.device("cpu")
-    # cuBLAS is deterministic only with a workspace of fixed size, read when it is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda")
-
-
-def _pin(settings: Settings, device: torch.device) -> Settings:
-    """Settings that mean the same when the run goes on: there, later, in another directory.
-
-    The number of threads is among them because the last bits of a sum depend on it.
-    """
-    data_dir = settings.data.data_dir
-    return replace(
-        settings,
-        data=replace(settings.data, data_dir=data_dir and data_dir.expanduser().resolve()),
-        run=replace(
-            settings.run,
-            device="cuda" if device.type == "cuda" else "cpu",
-            threads=torch.get_num_threads(),
-        ),
+def _open_directory(
+    start: Settings | RunDirectory, settings: Settings, device: torch.device, ranks: Ranks | None
+) -> RunDirectory:
+    """Return the directory to go on in, or a new one, which the first process makes."""
+    if isinstance(start, RunDirectory):
+        return start
+    if ranks is None:
+        return RunDirectory.create(pin(settings, device), device)
+    made = together(
+        ranks, lambda: None if ranks.rank else RunDirectory.create(pin(settings, device), device)
     )
+    path: Path = ranks.gather(made and made.path)[0]
+    return made or RunDirectory(path)
 
 
-def _load(settings: Settings) -> Data:
-    data = settings.data
-    return load_data(
-        data.dataset,
-        data_dir=data.data_dir,
-        classes=data.classes,
-        samples_per_class=data.samples_per_class,
-        normalize=data.normalize,
-        seed=settings.run.seed,
-        download=data.download,
-        image_size=data.image_size,
-        dimension=data.dimension,
-        noise=data.noise,
-    )
-
-
-def _describe(settings: Settings, data: Data, device: torch.device, directory: RunDirectory) -> str:
+def _describe(
+    settings: Settings,
+    data: Data,
+    device: torch.device,
+    directory: RunDirectory,
+    ranks: Ranks | None,
+) -> str:
     samples = (
         f"{len(data.labels)} samples of shape {data.input_shape} in {data.num_classes} classes"
     )
     place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    place += f" in each of {ranks.size} processes" if ranks is not None else ""
     return f"{settings.model.arch} on {data.name} ({samples}), {place}, into {directory.path}"
 
 
@@ -291,26 +302,38 @@ def _name_directory(directory: RunDirectory) -> Iterator[None]:
 
 
 @dataclass
-class _Stop:
-    signal_number: int | None = None
+class _Request:
+    """The signal that asks this process to stop; 0 if none has come."""
+
+    signal_number: int = 0
+    until: float = 0.0  # when another one counts as a second one
+
+    def agreed(self, ranks: Ranks | None) -> int:
+        """Return the signal that any process has got; 0 for none."""
+        return self.signal_number if ranks is None else ranks.maximum(self.signal_number)
 
 
 @contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """Note the first SIGINT or SIGTERM and go on; a second raises KeyboardInterrupt."""
-    stop = _Stop()
+def _stop_requests(echo_seconds: float) -> Iterator[_Request]:
+    """Note the first SIGINT or SIGTERM and go on; a second raises KeyboardInterrupt.
+
+    One that comes within the echo of the first is taken for the same.
+    """
+    request = _Request()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.signal_number is not None:
+        now = time.monotonic()
+        if not request.signal_number:
+            request.signal_number, request.until = number, now + echo_seconds
+        elif now >= request.until:
             raise KeyboardInterrupt
-        stop.signal_number = number
 
     # Only the main thread may set handlers; elsewhere signals keep their usual effect.
     main_thread = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
     previous = [signal.signal(number, note) for number in numbers]
     try:
-        yield stop
+        yield request
     finally:
         for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deeprep._ranks import Ranks
 from deeprep.config import OptimizationSettings, chosen
 from deeprep.data import Batches
 
@@ -65,6 +66,7 @@ def train(
     *,
     seed: int,
     first_epoch: int = 1,
+    ranks: Ranks | None = None,
 ) -> Iterator[EpochResult]:
     """Train the model in place, one epoch per item taken, to the last epoch or to stop_loss.
 
@@ -82,11 +84,18 @@ def train(
         Fixes the order of the samples and all that is drawn in the model.
     first_epoch
         The epoch to go on with, counted from 1.
+    ranks
+        The processes that train it together, each with the model in DistributedDataParallel and
+        its part of the batches. Gradients, losses and accuracies are those of the whole batches,
+        so all is as it would be with one process up to rounding; but what a model draws (dropout)
+        differs, and so do the statistics of BatchNorm where each process takes its own.
 
     Raises
     ------
     NonFiniteLossError
-        The loss of an epoch is NaN or infinite.
+        The loss of an epoch is NaN or infinite, in any process.
+    RankLostError
+        A process has died.
 
     >>> from deeprep.config import Settings
     >>> from deeprep.defaults import resolve
@@ -100,20 +109,29 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, epoch)
         epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        _seed(batches.inputs.device, epoch_seed)
+        _seed(batches.inputs.device, epoch_seed + (ranks.rank if ranks else 0))
         total_loss = torch.zeros((), dtype=torch.float64, device=batches.inputs.device)
         correct = torch.zeros((), dtype=torch.int64, device=batches.inputs.device)
         model.train()
-        for inputs, labels in batches.shuffled(epoch_seed):
+        parts = zip(batches.sizes, batches.shuffled(epoch_seed), strict=True)
+        for (size, whole_size), (inputs, labels) in parts:
             with _autocast(settings, inputs.device):
                 outputs = model(inputs)
             batch_loss = training_loss(outputs, labels, settings)
             optimizer.zero_grad()
-            batch_loss.backward()
+            if ranks is None:
+                batch_loss.backward()
+            else:
+                # The wrapped model averages the gradients of ragged parts as if they were equal.
+                with ranks.watch():
+                    (batch_loss * (ranks.size * size / whole_size)).backward()
             optimizer.step()
-            total_loss += batch_loss.detach() * len(labels)
-            correct += (outputs.detach().argmax(1) == labels).sum()
-        loss, accuracy = _means(f"of epoch {epoch}", total_loss, correct, batches)
+            total_loss += batch_loss.detach() * size
+            correct += (outputs.detach().argmax(1) == labels)[:size].sum()
+        if ranks is not None:
+            ranks.share_buffers(model)
+        num_samples = sum(size for size, _ in batches.sizes)
+        loss, accuracy = _means(f"of epoch {epoch}", total_loss, correct, num_samples, ranks)
         finished = epoch == settings.epochs or loss < chosen(settings.stop_loss)
         yield EpochResult(epoch, loss, accuracy, finished)
         if finished:
@@ -122,9 +140,15 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Batches, settings: OptimizationSettings
+    model: nn.Module,
+    batches: Batches,
+    settings: OptimizationSettings,
+    ranks: Ranks | None = None,
 ) -> tuple[float, float]:
-    """Return mean loss and accuracy of the model in eval mode; its mode is restored."""
+    """Return mean loss and accuracy of the model in eval mode; its mode is restored.
+
+    With `ranks`, of the batches of all these processes together.
+    """
     was_training = model.training
     model.eval()
     total_loss = torch.zeros((), dtype=torch.float64, device=batches.inputs.device)
@@ -134,7 +158,7 @@ def evaluate(
         total_loss += training_loss(outputs, labels, settings) * len(labels)
         correct += (outputs.argmax(1) == labels).sum()
     model.train(was_training)
-    return _means("in eval mode", total_loss, correct, batches)
+    return _means("in eval mode", total_loss, correct, len(batches.labels), ranks)
 
 
 def training_loss(
@@ -231,11 +255,16 @@ def _autocast(
 
 
 def _means(
-    which: str, total_loss: torch.Tensor, correct: torch.Tensor, batches: Batches
+    which: str,
+    total_loss: torch.Tensor,
+    correct: torch.Tensor,
+    num_samples: int,
+    ranks: Ranks | None,
 ) -> tuple[float, float]:
     """Loss and accuracy per sample from their sums; the one synchronisation of an epoch is here."""
-    num_samples = len(batches.labels)
-    loss = total_loss.item() / num_samples
+    sums = [total_loss.item(), correct.item(), num_samples]
+    total, hits, samples = sums if ranks is None else ranks.sum(sums)
+    loss = total / samples
     if not math.isfinite(loss):
         raise NonFiniteLossError(f"the loss {which} is {loss}; lower lr")
-    return loss, correct.item() / num_samples
+    return loss, hits / samples

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -30,3 +33,32 @@ def restore_threads():
     yield
     torch.set_num_threads(threads)
     _core.set_simd_level(level)
+
+
+@pytest.fixture
+def run_ranks(monkeypatch, tmp_path):
+    """Run a function of (rank, size, store, results, ...) of a test module in `size` processes.
+
+    The call returns their exit codes and the queue `results`. Processes are forked off one that has
+    imported everything, which takes longer than most tests.
+    """
+    # Where the processes find the module: as tests.<its name>.
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deeprep.run", "pytest", "torch._dynamo"])
+
+    def run(function, size, *arguments):
+        results = context.Queue()
+        processes = [
+            context.Process(
+                target=function, args=(rank, size, tmp_path / "store", results, *arguments)
+            )
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        return [process.exitcode for process in processes], results
+
+    return run

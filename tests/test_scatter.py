@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import socket
 import warnings
 
 import numpy as np
@@ -248,43 +246,3 @@ def test_nonfinite_classes_are_known():
     features, labels = make_data()
     features[labels == 1] = float("nan")
     assert class_scatter(features, labels, 4).nonfinite_classes == [1]
-
-
-def _reduce_on_one_rank(rank: int, world_size: int, port: int, results) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
-    torch.manual_seed(0)
-    features, labels = make_data(offset=1e3)
-    s = ClassScatter(4, 6, full=True)
-    begin, end = (0, 50) if rank == 0 else (50, 200)
-    s.update(features[begin:end], labels[begin:end])
-    s.all_reduce()
-    # As bytes: a tensor would be shared memory that is gone when this process ends.
-    buffer = io.BytesIO()
-    torch.save(s.state_dict(), buffer)
-    results.put(buffer.getvalue())
-    torch.distributed.destroy_process_group()
-
-
-def test_all_reduce_makes_every_rank_the_whole():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    ranks = [
-        context.Process(target=_reduce_on_one_rank, args=(rank, 2, port, results))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    states = [results.get() for _ in ranks]
-    for process in ranks:
-        process.join()
-    features, labels = make_data(offset=1e3)
-    expected = class_scatter(features, labels, 4, full=True)
-    for state in states:
-        s = ClassScatter(4, 6, full=True)
-        s.load_state_dict(torch.load(io.BytesIO(state)))
-        assert_same(s, expected, 1e-12)

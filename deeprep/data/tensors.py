@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -150,18 +152,31 @@ class Batches:
     shuffle_seed
         Order of the samples, the same on every loop and device; None for theirs, in which case
         batches are views and nothing is copied.
+    smallest
+        A last batch of fewer samples is joined to the one before: BatchNorm cannot train on one.
+    rank, num_ranks
+        Of every batch, take samples rank, rank + num_ranks, ...: a part for each of as many
+        processes. Where a batch has none for this one, it is given the batch's first, which does
+        not count: see `sizes`.
 
-    Iterating gives pairs (inputs, labels). A last batch of a single sample is joined to the one
-    before, because BatchNorm cannot train on one sample.
+    Iterating gives pairs (inputs, labels).
+
+    Attributes
+    ----------
+    sizes
+        Of every batch, how many of its samples count here, and how many it has in all.
 
     Raises
     ------
     ValueError
         Lengths that differ, no samples, or a negative batch size.
 
-    >>> batches = Batches(torch.arange(5.0), torch.tensor([0, 1, 0, 1, 0]), batch_size=2)
-    >>> [labels.tolist() for _, labels in batches]
+    >>> inputs, labels = torch.arange(5.0), torch.tensor([0, 1, 0, 1, 0])
+    >>> [labels.tolist() for _, labels in Batches(inputs, labels, batch_size=2)]
     [[0, 1], [0, 1, 0]]
+    >>> batches = Batches(inputs, labels, batch_size=2, rank=1, num_ranks=2)
+    >>> [inputs.tolist() for inputs, _ in batches], batches.sizes
+    ([[1.0], [3.0]], [(1, 2), (1, 3)])
     """
 
     def __init__(
@@ -170,6 +185,10 @@ class Batches:
         labels: torch.Tensor,
         batch_size: int,
         shuffle_seed: int | None = None,
+        *,
+        smallest: int = 2,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         if len(inputs) != len(labels) or len(labels) == 0:
             lengths = f"{len(inputs)} and {len(labels)}"
@@ -180,16 +199,25 @@ class Batches:
         self.labels = labels
         self.batch_size = batch_size or len(labels)
         self.shuffle_seed = shuffle_seed
-        self._starts = list(range(0, len(labels), self.batch_size))
-        if len(self._starts) > 1 and len(labels) - self._starts[-1] == 1:
-            self._starts.pop()
+        starts = list(range(0, len(labels), self.batch_size))
+        if len(starts) > 1 and len(labels) - starts[-1] < smallest:
+            starts.pop()
+        self.sizes: list[tuple[int, int]] = []
+        self._rows: list[slice] = []
+        for begin, end in itertools.pairwise([*starts, len(labels)]):
+            counting = range(begin + rank, end, num_ranks)
+            self.sizes.append((len(counting), end - begin))
+            share = slice(begin + rank, end, num_ranks)
+            self._rows.append(share if counting else slice(begin, begin + 1))
 
     def shuffled(self, seed: int) -> Batches:
         """Return the same samples in batches of the same size, in an order fixed by `seed`."""
-        return Batches(self.inputs, self.labels, self.batch_size, seed)
+        batches = copy.copy(self)
+        batches.shuffle_seed = seed
+        return batches
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         inputs, labels = self.inputs, self.labels
@@ -198,8 +226,8 @@ class Batches:
         if self.shuffle_seed is not None and len(self) > 1:
             permutation = np.random.default_rng(self.shuffle_seed).permutation(len(labels))
             order = torch.from_numpy(permutation).to(labels.device)
-        for start, stop in zip(self._starts, [*self._starts[1:], len(labels)], strict=True):
+        for rows in self._rows:
             if order is None:
-                yield inputs[start:stop], labels[start:stop]
+                yield inputs[rows], labels[rows]
             else:
-                yield inputs[order[start:stop]], labels[order[start:stop]]
+                yield inputs[order[rows]], labels[order[rows]]

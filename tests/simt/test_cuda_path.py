@@ -15,6 +15,7 @@ import torch
 
 import deeprep
 from deeprep import ClassScatter, _core, _pooled, _streaming, class_scatter, ops
+from deeprep._ranks import Ranks
 
 NUM_CLASSES, WIDTH = 4, 6
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -258,12 +259,13 @@ def test_all_reduce_raises_in_every_process_where_one_has_refused(monkeypatch):
     s.update(features, labels)
     before = s.state_dict()
 
-    def sum_with_a_process_that_refused(tensor, **keywords):
-        if tensor.shape == (NUM_CLASSES + 1,):
-            tensor += torch.tensor([5, 5, 5, 5, 1])
+    def with_a_process_that_refused(ranks, mine):
+        return [mine, {name: found._replace(refused=True) for name, found in mine.items()}]
 
-    monkeypatch.setattr(torch.distributed, "all_reduce", sum_with_a_process_that_refused)
-    with pytest.raises(ValueError, match="the states of 1 other processes have refused labels"):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(Ranks, "gather", with_a_process_that_refused)
+    with pytest.raises(ValueError, match="the state has refused labels out of range on rank 1"):
         s.all_reduce()
     assert_state(s, before)
     s.update(features, torch.full_like(labels, 4))
