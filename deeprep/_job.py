@@ -1,4 +1,4 @@
-"""What a run works with: device, data, model, optimiser and batches, from its settings."""
+"""What a run works with: device, model, optimiser and batches, from its settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deeprep._ranks import Ranks
 from deeprep._torchrun import local_rank
 from deeprep._validate import require
 from deeprep.config import Settings, chosen
-from deeprep.data import Batches, Data, load_data
+from deeprep.data import Batches, Data
 from deeprep.models import build_model
 from deeprep.ops import build_info
 from deeprep.train import make_optimizer
@@ -62,23 +62,6 @@ def pin(settings: Settings, device: torch.device) -> Settings:
             device="cuda" if device.type == "cuda" else "cpu",
             threads=torch.get_num_threads(),
         ),
-    )
-
-
-def load(settings: Settings) -> Data:
-    """Return the data set that the settings name; errors as in `load_data`."""
-    data = settings.data
-    return load_data(
-        data.dataset,
-        data_dir=data.data_dir,
-        classes=data.classes,
-        samples_per_class=data.samples_per_class,
-        normalize=data.normalize,
-        seed=settings.run.seed,
-        download=data.download,
-        image_size=data.image_size,
-        dimension=data.dimension,
-        noise=data.noise,
     )
 
 

@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deeprep._job import load, parallel, pin, prepare, prepare_device
+from deeprep._job import parallel, pin, prepare, prepare_device
 from deeprep._ranks import RankLostError, Ranks
 from deeprep._torchrun import OtherRankError, default_threads, joined, together
 from deeprep.config import Settings, chosen
-from deeprep.data import Data
+from deeprep.data import Data, load_configured_data
 from deeprep.defaults import describe_defaults, resolve
 from deeprep.probe import analyze
 from deeprep.record import Checkpoint, Measurement, RunDirectory
@@ -152,7 +152,9 @@ def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) 
     elif ranks is not None:
         torch.set_num_threads(default_threads())
     device = together(ranks, lambda: prepare_device(settings, ranks))
-    data = together(ranks, lambda: load(settings), in_turn=True)
+    data = together(
+        ranks, lambda: load_configured_data(settings.data, settings.run.seed), in_turn=True
+    )
     job = together(ranks, lambda: prepare(settings, data, device, ranks))
     model, optimization = job.model, settings.optimization
     directory = _open_directory(start, settings, device, ranks)

@@ -177,12 +177,13 @@ def test_ctrl_c_leaves_no_file(files, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ClassScatter, "update", interrupted)
     before = sorted(tmp_path.iterdir())
-    assert main(["stats", *files, "--out", str(tmp_path / "state")]) == 130
+    arguments = ["stats", *files, "--batch-bytes", "1000", "--out", str(tmp_path / "state")]
+    assert main(arguments) == 130
     assert sorted(tmp_path.iterdir()) == before
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("command", [[], ["stats"], ["merge"], ["show"]])
+@pytest.mark.parametrize("command", [[], ["analyze"], ["stats"], ["merge"], ["show"]])
 def test_every_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

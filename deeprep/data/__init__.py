@@ -1,21 +1,37 @@
 """The data sets a run can use, by name: one registry.
 
 All of them fit in memory and become one tensor: no worker processes, no copies per epoch. Only
-training splits are read, since that is what the paper measures.
+training splits are read, since that is what the paper measures. Sentences come from files of one's
+own (`text.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from deeprep.data.files import load_cifar, load_idx
 from deeprep.data.images import load_digits, load_image_folder
 from deeprep.data.synthetic import orthogonal
 from deeprep.data.tensors import Batches, Data, RawData, select, standardize
+from deeprep.data.text import ByteTokenizer, TextBatches, TextData, load_text
 
-__all__ = ["Batches", "Data", "DatasetName", "load_data", "orthogonal"]
+if TYPE_CHECKING:
+    from deeprep.config import DataSettings
+
+__all__ = [
+    "Batches",
+    "ByteTokenizer",
+    "Data",
+    "DatasetName",
+    "TextBatches",
+    "TextData",
+    "load_configured_data",
+    "load_data",
+    "load_text",
+    "orthogonal",
+]
 
 DatasetName = Literal[
     "digits", "orthogonal", "mnist", "fashion-mnist", "cifar10", "cifar100", "image-folder"
@@ -102,3 +118,24 @@ def load_data(
         raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
     data = select(readers[name](), name, classes, samples_per_class, seed)
     return standardize(data, _CHANNEL_STATISTICS.get(name)) if normalize else data
+
+
+def load_configured_data(settings: DataSettings, seed: int) -> Data:
+    """Load the data set that the data group of `deeprep.config.Settings` describes.
+
+    >>> from deeprep.config import DataSettings
+    >>> load_configured_data(DataSettings("digits", classes=(2,)), seed=0).class_names
+    ('0', '1')
+    """
+    return load_data(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        classes=settings.classes,
+        samples_per_class=settings.samples_per_class,
+        normalize=settings.normalize,
+        seed=seed,
+        download=settings.download,
+        image_size=settings.image_size,
+        dimension=settings.dimension,
+        noise=settings.noise,
+    )

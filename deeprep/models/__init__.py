@@ -2,7 +2,7 @@
 
 `linear`, `mlp` and `hybrid` are the paper's stacks of fully connected layers (`stack.py`); every
 other name is looked up among torchvision's image classifiers (`vision.py`). `build_model` makes
-any of them.
+any of them. `load.py` builds what was trained elsewhere, for `deeprep analyze`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ import difflib
 from typing import TYPE_CHECKING
 
 from deeprep.models.stack import Init, LayerStack
-from deeprep.models.vision import VisionModel, vision_names
+from deeprep.models.vision import FittedImages, VisionModel, vision_names
 
 if TYPE_CHECKING:
     from deeprep.config import ModelSettings
 
-__all__ = ["STACKS", "Init", "LayerStack", "VisionModel", "build_model", "check_architecture"]
+__all__ = [
+    "STACKS",
+    "FittedImages",
+    "Init",
+    "LayerStack",
+    "VisionModel",
+    "build_model",
+    "check_architecture",
+]
 
 STACKS = ("linear", "mlp", "hybrid")
 

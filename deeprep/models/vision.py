@@ -1,13 +1,14 @@
-"""Any image classifier of torchvision, made to accept images of any size, grey or RGB."""
+"""Image networks made to accept images of any size, grey or RGB; torchvision's by name."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["VisionModel", "vision_names"]
+__all__ = ["FittedImages", "VisionModel", "vision_names"]
 
 # Most classifiers shrink the image by a total stride of 32: below 32 pixels a side their last
 # feature maps are one pixel of mostly padding, and some raise.
@@ -26,14 +27,61 @@ def vision_names() -> tuple[str, ...]:
     return tuple(models.list_models(module=models))
 
 
-class VisionModel(nn.Module):
+class FittedImages(nn.Module):
+    """A network behind an entrance that fits the images to it.
+
+    Parameters
+    ----------
+    network
+        Takes images (N, channels, H, W).
+    channels
+        Images of one channel get that channel repeated so many times.
+    least_size
+        Images whose shorter side is under so many pixels are enlarged bilinearly to it.
+    fixed_size
+        (H, W) to which all images are resized instead, where the network takes no other.
+
+    >>> model = FittedImages(nn.Identity(), least_size=4)
+    >>> model(torch.zeros(1, 1, 2, 3)).shape
+    torch.Size([1, 3, 4, 6])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        channels: int = 3,
+        least_size: int = 1,
+        fixed_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = channels
+        self.least_size = least_size
+        self.fixed_size = fixed_size
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """(N, 1 or channels, H, W) -> what the network makes of them."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, self.channels, -1, -1)
+        height, width = images.shape[-2:]
+        size = self.fixed_size or (height, width)
+        if self.fixed_size is None and min(height, width) < self.least_size:
+            scale = self.least_size / min(height, width)
+            size = (round(height * scale), round(width * scale))
+        if size != (height, width):
+            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return self.network(images)
+
+
+class VisionModel(FittedImages):
     """A torchvision classifier with random weights behind an entrance that fits the images to it.
 
     The entrance repeats a single channel three times and enlarges images whose shorter side is
     under `least_size` bilinearly to that size; larger images pass unchanged, except for vision
     transformers, which take one size only, to which all images are resized. The classifier itself
-    is `network`. Auxiliary classifiers (GoogLeNet, Inception) are left out: they have no place
-    among the layers.
+    is `network`; its outputs are (N, K). Auxiliary classifiers (GoogLeNet, Inception) are left out:
+    they have no place among the layers.
 
     Parameters
     ----------
@@ -60,7 +108,6 @@ class VisionModel(nn.Module):
     """
 
     def __init__(self, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-        super().__init__()
         if len(input_shape) != 3 or input_shape[0] not in (1, 3):
             raise ValueError(
                 f"arch {name} takes images (channels, height, width) with 1 or 3 channels, got "
@@ -71,26 +118,13 @@ class VisionModel(nn.Module):
         options = {}
         if name in ("googlenet", "inception_v3"):
             options = {"aux_logits": False, "init_weights": True}
-        self.network = models.get_model(name, weights=None, num_classes=num_classes, **options)
-        fixed_size: int | None = getattr(self.network, "image_size", None)
-        self.fixed_size = fixed_size
-        self.least_size = fixed_size or max(_LEAST_SIZE, _documented_least_size(name))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, K) outputs of the classifier."""
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        height, width = images.shape[-2:]
-        size = (height, width)
-        if self.fixed_size is not None:
-            size = (self.fixed_size, self.fixed_size)
-        elif min(height, width) < self.least_size:
-            scale = self.least_size / min(height, width)
-            size = (round(height * scale), round(width * scale))
-        if size != (height, width):
-            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-        outputs: torch.Tensor = self.network(images)
-        return outputs
+        network = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        side: int | None = getattr(network, "image_size", None)
+        super().__init__(
+            network,
+            least_size=side or max(_LEAST_SIZE, _documented_least_size(name)),
+            fixed_size=None if side is None else (side, side),
+        )
 
 
 def _documented_least_size(name: str) -> int:

@@ -1,48 +1,28 @@
-"""The command line `deeprep`: statistics of features on disk, and of states saved elsewhere.
-
-Results go to stdout, as a table or as JSON; progress, warnings and errors to stderr.
-"""
+"""`deeprep stats`, `merge`, `show`: statistics of features on disk and of states saved before."""
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from deeprep.cli._shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
 from deeprep.report import LayerReport
 from deeprep.scatter import ClassScatter
 
-__all__ = ["main"]
+__all__ = ["Merge", "Show", "Stats"]
 
-_PROGRESS_AFTER = 1.0  # seconds
 _MAX_LISTED = 20  # classes
 
-_ABOUT = """Class-scatter statistics of features on disk: how tightly a layer packs the samples of
-a class (compression C) and how far apart it drives the classes (discrimination D).
-
-Examples:
-  deeprep stats features.npy labels.npy
-  deeprep stats 'features/*.npy' labels.npy --full --out monday.safetensors
-  deeprep merge monday.safetensors tuesday.safetensors --out both.safetensors
-  deeprep show both.safetensors --json"""
-
-_STATS = """Read features and labels once, in blocks, and print the statistics of their classes.
+STATS = """Read features and labels once, in blocks, and print the statistics of their classes.
 
 FEATURES (N, d) and LABELS (N,) are each a .npy file, a .safetensors file (FILE.safetensors:NAME
 where it holds several such arrays), or a directory or a quoted glob of such files, in natural
@@ -54,23 +34,23 @@ Examples:
   deeprep stats 'features-*.npy' labels.npy --num-classes 1000 --ignore-index 255
   deeprep stats l3.safetensors:x l3.safetensors:y --full --out state.safetensors"""
 
-_MERGE = """Merge states into one, exactly, as if one process had seen all their samples, and print
+MERGE = """Merge states into one, exactly, as if one process had seen all their samples, and print
 its statistics. They must be of the same number of classes and features.
 
 Example:
   deeprep merge part-1.safetensors part-2.safetensors --out whole.safetensors"""
 
-_SHOW = """Print the statistics of a state: a file of `deeprep stats --out`, of `deeprep merge` or
+SHOW = """Print the statistics of a state: a file of `deeprep stats --out`, of `deeprep merge` or
 of ClassScatter.save.
 
 Example:
   deeprep show state.safetensors"""
 
-Json = Annotated[bool, FlagCreatePairsOff]
-
 
 @dataclass(frozen=True)
-class _Stats:
+class Stats:
+    """The command line of `deeprep stats`."""
+
     features: Annotated[Positional[str], arg(metavar="FEATURES")]
     """Where the features lie: float32, float64, float16 or bfloat16."""
     labels: Annotated[Positional[str], arg(metavar="LABELS")]
@@ -88,9 +68,10 @@ class _Stats:
     batch_bytes: int = BATCH_BYTES
     """Bytes of features taken in at once."""
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
+        """Do it."""
         _check_target(self.out)
-        with _progress() as progress:
+        with progress_bar("row") as progress:
             scatter = class_scatter_of_files(
                 self.features,
                 self.labels,
@@ -102,11 +83,13 @@ class _Stats:
             )
         if self.out is not None:
             scatter.save(self.out)
-        return _statistics(scatter, self.features)
+        return _result(scatter, self.features)
 
 
 @dataclass(frozen=True)
-class _Merge:
+class Merge:
+    """The command line of `deeprep merge`."""
+
     states: Annotated[
         Positional[tuple[Path, ...]], arg(metavar="STATE...", help_behavior_hint="(required)")
     ]
@@ -116,7 +99,8 @@ class _Merge:
     json: Json = False
     """Print JSON instead of a table."""
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
+        """Do it."""
         _check_target(self.out)
         given: set[Path] = set()
         for path in (*self.states, self.out):
@@ -135,46 +119,21 @@ class _Merge:
             except ValueError as error:
                 raise ValueError(f"{path} does not fit {first}: {error}") from error
         merged.save(self.out)
-        return _statistics(merged, str(self.out))
+        return _result(merged, str(self.out))
 
 
 @dataclass(frozen=True)
-class _Show:
+class Show:
+    """The command line of `deeprep show`."""
+
     state: Annotated[Positional[Path], arg(metavar="STATE")]
     """The state to show."""
     json: Json = False
     """Print JSON instead of a table."""
 
-    def run(self) -> dict[str, Any]:
-        return _statistics(ClassScatter.load(self.state), str(self.state))
-
-
-_Command = (
-    Annotated[_Stats, subcommand("stats", description=_STATS)]
-    | Annotated[_Merge, subcommand("merge", description=_MERGE)]
-    | Annotated[_Show, subcommand("show", description=_SHOW)]
-)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for an error, 130 after Ctrl-C."""
-    command = tyro.cli(_Command, prog="deeprep", description=_ABOUT, args=arguments)
-    errors = Console(stderr=True)
-    try:
-        statistics = command.run()
-    except (ValueError, TypeError, OSError, MemoryError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        errors.print("stopped")
-        return 128 + signal.SIGINT
-    if command.json:
-        print(json.dumps(statistics, indent=2, allow_nan=False))
-        return 0
-    Console().print(_table(statistics))
-    for message in statistics["warnings"]:
-        errors.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True, highlight=False)
-    return 0
+    def run(self) -> Result:
+        """Do it."""
+        return _result(ClassScatter.load(self.state), str(self.state))
 
 
 def _check_target(path: Path | None) -> None:
@@ -193,33 +152,9 @@ def _check_target(path: Path | None) -> None:
             raise ValueError(f"out is {path}, which exists and is no state: {error}") from error
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Give a function (done, total) that draws a bar on a terminal once it has taken a while."""
-    console = Console(stderr=True)
-    bar = Progress(
-        BarColumn(),
-        TextColumn("row {task.completed:,.0f} of {task.total:,.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("", total=None)
-    begin = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if not bar.live.is_started and time.monotonic() - begin > _PROGRESS_AFTER:
-            bar.start()
-
-    try:
-        yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+def _result(scatter: ClassScatter, name: str) -> Result:
+    statistics = _statistics(scatter, name)
+    return Result(statistics, [_table(statistics)], statistics["warnings"])
 
 
 def _statistics(scatter: ClassScatter, name: str) -> dict[str, Any]:

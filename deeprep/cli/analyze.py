@@ -1,0 +1,357 @@
+"""`deeprep analyze`: every layer of a model, or of every checkpoint of its training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+
+import torch
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from deeprep._evaluation import evaluation_mode
+from deeprep._validate import check_positive
+from deeprep.cli._analysis import Analysis, check_directory, checkpoint_names
+from deeprep.cli._foreign import choose_device, errors_of, importable_here, printed_warnings
+from deeprep.cli._shared import ERRORS, Json, Result, print_error, progress_bar
+from deeprep.config import DataSettings
+from deeprep.data import (
+    Batches,
+    Data,
+    DatasetName,
+    TextBatches,
+    TextData,
+    load_configured_data,
+    load_text,
+)
+from deeprep.data.text import TEXT_SUFFIXES
+from deeprep.models import build_model
+from deeprep.models.load import load_model
+from deeprep.models.loaded import LoadedModel
+from deeprep.models.weights import weight_files
+from deeprep.probe import LayerProbe, analyze
+from deeprep.report import LayerReport
+from deeprep.scatter import ClassScatter
+
+if TYPE_CHECKING:
+    from deeprep.record import RunDirectory
+
+__all__ = ["ABOUT", "Analyze"]
+
+ABOUT = """Run a model over labelled data and print compression C_l, discrimination D_l and more for
+each of its layers, in one pass. MODEL is one of:
+  resnet18                     a classifier of torchvision
+  timm:vit_tiny_patch16_224    a model of timm (pip install timm)
+  hf:FOLDER                    a Hugging Face model and tokenizer in a local folder
+                               (pip install transformers); a head is left out
+  package.module:factory       a function or class of your own that gives a torch module, found
+                               from the current directory; called with num_classes=K if it takes it
+  RUN_DIR                      a directory of `python -m deeprep.run`: shows what the run measured
+
+Nothing is downloaded for a model: its weights are those in the Hugging Face folder, those of
+--weights, or random. Every file that --weights matches is measured in turn, which gives the
+evolution of the layers in training.
+
+DATA is digits, mnist, fashion-mnist, cifar10, cifar100, orthogonal, image-folder, or a text file:
+.tsv, .csv or .jsonl of labels and sentences (columns or keys `label` and `text`). Images are
+standardised and fitted to the model: grey becomes RGB, small ones are enlarged, timm and Hugging
+Face get their input size; your own model gets them as they are. Sentences go through the tokenizer
+of the Hugging Face folder; your own model is called as model(input_ids=..., attention_mask=...)
+with a tokenizer that its factory returns beside it, or with bytes: id = byte + 1, padded with 0.
+
+Examples:
+  deeprep analyze resnet18 --data cifar10 --weights resnet18.pth --out resnet18-cifar10
+  deeprep analyze timm:vit_tiny_patch16_224 --data digits --samples-per-class 20
+  deeprep analyze hf:path/to/bert --data reviews.tsv --full
+  deeprep analyze mynets:small_cnn --data fashion-mnist --weights 'checkpoints/epoch-*.pt'
+  deeprep analyze runs/mlp-digits-seed0
+  deeprep analyze runs/mlp-digits-seed0 --layers layer1 --layers layer7 --full --accuracy"""
+
+_BATCH_SIZE = 128
+_AS_IN_A_RUN = "(default: {}; for a run directory, as in the run)"
+_Flag = Annotated[bool, FlagCreatePairsOff]
+_DATA_FLAGS = ("download", "classes", "samples_per_class", "normalize", "image_size")
+
+
+@dataclass(frozen=True)
+class Analyze:
+    """The command line of `deeprep analyze`."""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """What to measure; see above."""
+    data: Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")] = None
+    """Labelled data; see above. A run directory has its own."""
+    weights: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FILE...")] = ()
+    """State dicts (.pt, .pth, .safetensors; also under "model" or "state_dict", or saved by DDP or
+    torch.compile), or globs of them, in natural order; of a Hugging Face model also its folders.
+    Several make a series of checkpoints."""
+    remeasure: _Flag = False
+    """Measure checkpoint.pt of a run directory anew, as other flags about measuring do too."""
+
+    data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Where the files of a data set are; searched before the standard places."""
+    download: bool = True
+    """Download a data set whose files are nowhere on disk."""
+    classes: Annotated[
+        tuple[int, ...] | None, arg(metavar="K|LABEL...", help_behavior_hint="(default: all)")
+    ] = None
+    """One number n: the first n classes. Several: these, renumbered from 0."""
+    samples_per_class: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: all)")
+    ] = None
+    """Samples of each class, drawn by --seed."""
+    normalize: bool = True
+    """Standardise each channel of images, by the data set's mean and deviation."""
+    image_size: int = 64
+    """Height and width in pixels to which the images of an image-folder are resized."""
+    max_length: Annotated[
+        int | None,
+        arg(metavar="TOKENS", help_behavior_hint="(default: what the model takes, 512 at most)"),
+    ] = None
+    """Where sentences are cut off."""
+
+    layers: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(
+            metavar="NAME|GLOB",
+            help_behavior_hint="(default: the blocks of a deep model, else its layers; repeatable)",
+        ),
+    ] = ()
+    """Modules to measure, such as network.layer4.1; in a glob * matches dots too."""
+    reduce: Annotated[
+        Literal["flatten", "mean", "cls", "last", "tokens"] | None,
+        arg(metavar="flatten|mean|cls|last|tokens", help_behavior_hint=_AS_IN_A_RUN.format("mean")),
+    ] = None
+    """One row a sample from an output with positions: all of its values, their mean over space or
+    over the tokens that are no padding, the first or the last token; or a row a token. Outputs
+    (N, d) are taken as they are."""
+    full: _Flag = False
+    """Also NC1 and the ranks, which need d x d sums; for layers of up to 2048 features."""
+    accuracy: _Flag = False
+    """Also the training accuracy of the nearest class mean and, with --full, of the least-squares
+    probe, and the directional CDNV, by one more pass."""
+    weighting: Annotated[
+        Literal["uniform", "prior"] | None,
+        arg(metavar="uniform|prior", help_behavior_hint=_AS_IN_A_RUN.format("uniform")),
+    ] = None
+    """Weights of the classes in Sigma_B: 1/K, or n_k/N."""
+    corrected: _Flag = False
+    """Correct Tr Sigma_B for few samples a class."""
+    jackknife: _Flag = False
+    """Also standard errors, by a jackknife over the classes."""
+
+    batch_size: int = _BATCH_SIZE
+    """Samples that the model is given at once."""
+    device: Annotated[str, arg(metavar="auto|cpu|cuda|cuda:N")] = "auto"
+    """Where the model runs; auto: the GPU if there is one and deeprep was built with CUDA."""
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16"] | None,
+        arg(metavar="float32|float64|bfloat16", help_behavior_hint=_AS_IN_A_RUN.format("float32")),
+    ] = None
+    """Of weights and data; bfloat16 is autocast, with float32 weights."""
+    seed: int = 0
+    """Fixes random weights and the samples that are drawn."""
+    json: Json = False
+    """Print JSON instead of tables."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Write tables, figures and JSON here."""
+    save_states: _Flag = False
+    """Also write the sums of every layer to --out, by one more pass, for `deeprep show` and
+    `deeprep merge`."""
+
+    def run(self) -> Result:
+        """Do it."""
+        check_directory(self.out)
+        check_positive("batch_size", self.batch_size)
+        if self.max_length is not None:
+            check_positive("max_length", self.max_length)
+        if self.save_states and self.out is None:
+            raise ValueError("save_states needs out, a directory to write to")
+        run = _open_run(self.model)
+        if run is not None and not self._asks_for_a_measurement():
+            return self._show(run)
+        with importable_here(), printed_warnings():
+            return self._measure_all(run)
+
+    def _asks_for_a_measurement(self) -> bool:
+        """Whether any flag was given but those that say how to show what there is."""
+        shows = ("model", "json", "out")
+        return any(getattr(self, f.name) != f.default for f in fields(self) if f.name not in shows)
+
+    def _show(self, run: RunDirectory) -> Result:
+        """Return what a run measured while it trained."""
+        if not run.measurements:
+            raise ValueError(f"model {run.path} holds no measurements yet")
+        data = run.settings().data.dataset
+        analysis = Analysis(
+            {"model": str(run.path), "data": data},
+            f"{run.path} on {data}, as measured while it trained; --remeasure measures it anew",
+            is_series=True,
+            directory=self.out,
+        )
+        for measured in run.measurements:
+            analysis.add(f"epoch-{measured.epoch}", measured.report)
+        return analysis.finish()
+
+    def _measure_all(self, run: RunDirectory | None) -> Result:
+        torch.manual_seed(self.seed)
+        device = choose_device(self.device)
+        # The values of one flag may come from a shell, in its order; the flags are in the user's.
+        files = list(dict.fromkeys(f for sources in self.weights for f in weight_files(sources)))
+        samples, model = self._load(run)
+        how = self._how(run)
+        # First of all, for weights are rounded to the type of those that they replace.
+        model.module.to(device, torch.float64 if how["dtype"] == "float64" else torch.float32)
+        is_series = len(files) > 1
+        if run is not None and not files:
+            files = [run.path / "checkpoint.pt"]
+        weights = [str(file) for file in files] or [model.weights]
+        about = {
+            "model": self.model,
+            "weights": weights,
+            "data": samples.name,
+            "device": str(device),
+            "seed": self.seed,
+            **how,
+        }
+        told = f"{len(files)} checkpoints" if is_series else f"weights: {weights[0]}"
+        if weights == ["random"]:
+            told += f" (seed {self.seed})"
+        title = f"{self.model} on {_describe(samples)}, {device}, {told}"
+        analysis = Analysis(about, title, is_series, self.out)
+        if not files:
+            analysis.add(model.weights, *self._measure(model, samples, device, how))
+        for number, (file, name) in enumerate(zip(files, checkpoint_names(files), strict=True)):
+            what = f"{name}, {number + 1} of {len(files)}" if is_series else ""
+            try:
+                model.load_weights(file)
+                analysis.add(name, *self._measure(model, samples, device, how, what))
+            except ERRORS as error:
+                if not is_series:
+                    raise
+                print_error(error if str(file) in str(error) else f"weights {file}: {error}")
+                analysis.failed = True
+        return analysis.finish()
+
+    def _how(self, run: RunDirectory | None) -> dict[str, Any]:
+        """Return the options that a run directory has its own defaults for."""
+        reduce, weighting, dtype = "mean", "uniform", "float32"
+        if run is not None:
+            settings = run.settings()
+            reduce, weighting = settings.measurement.reduce, settings.measurement.weighting
+            # Training with bf16 keeps its weights, and measures, in float32.
+            dtype = "float64" if settings.optimization.dtype == "float64" else dtype
+        return {
+            "reduce": self.reduce or reduce,
+            "weighting": self.weighting or weighting,
+            "dtype": self.dtype or dtype,
+        }
+
+    def _load(self, run: RunDirectory | None) -> tuple[Data | TextData, LoadedModel]:
+        if run is None:
+            samples = self._samples()
+            shape = samples.input_shape if isinstance(samples, Data) else None
+            return samples, load_model(self.model, samples.num_classes, shape)
+        settings = run.settings()
+        if self.data is None:
+            given = [n for n in _DATA_FLAGS if getattr(self, n) != getattr(type(self), n)]
+            if given:
+                raise ValueError(f"{given[0]} needs data: those of a run are taken as they were")
+        own = load_configured_data(
+            replace(settings.data, data_dir=self.data_dir or settings.data.data_dir),
+            settings.run.seed,
+        )
+        module = build_model(settings.model, own.input_shape, own.num_classes)
+        samples = own if self.data is None else self._samples()
+        if isinstance(samples, TextData):
+            raise ValueError(f"data must be images or vectors for a run, got {self.data}")
+        return samples, LoadedModel(self.model, module, own.num_classes)
+
+    def _samples(self) -> Data | TextData:
+        if self.data is None:
+            wanted = f"{', '.join(get_args(DatasetName))}, or a text file"
+            raise ValueError(f"data must be given: {wanted}")
+        if Path(self.data).suffix.lower() in TEXT_SUFFIXES:
+            return load_text(
+                Path(self.data).expanduser(),
+                classes=self.classes,
+                samples_per_class=self.samples_per_class,
+                seed=self.seed,
+            )
+        if self.data not in get_args(DatasetName):
+            wanted = f"{', '.join(get_args(DatasetName))}, or a {', '.join(TEXT_SUFFIXES)} file"
+            raise ValueError(f"data is {self.data!r}, expected {wanted}")
+        settings = DataSettings(
+            dataset=cast(DatasetName, self.data),
+            data_dir=self.data_dir,
+            download=self.download,
+            classes=self.classes,
+            samples_per_class=self.samples_per_class,
+            normalize=self.normalize,
+            image_size=self.image_size,
+        )
+        return load_configured_data(settings, self.seed)
+
+    def _measure(
+        self,
+        model: LoadedModel,
+        samples: Data | TextData,
+        device: torch.device,
+        how: dict[str, Any],
+        what: str = "",
+    ) -> tuple[LayerReport, dict[str, ClassScatter]]:
+        """Return the report and the layers' states of a model as it is now."""
+        module = model.module
+        loader: Batches | TextBatches
+        if isinstance(samples, TextData):
+            assert model.tokenizer is not None
+            max_length = self.max_length or model.max_length
+            loader = TextBatches(samples, model.tokenizer, self.batch_size, max_length)
+        else:
+            dtype = torch.float64 if how["dtype"] == "float64" else torch.float32
+            loader = Batches(samples.inputs.to(dtype), samples.labels, self.batch_size)
+        layers = self.layers or None
+        full: Literal["auto", False] = "auto" if self.full else False
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=how["dtype"] == "bfloat16")
+        with progress_bar("batch", what) as progress, autocast, errors_of(model.name):
+            report = analyze(
+                module,
+                loader,
+                samples.num_classes,
+                layers=layers,
+                reduce=how["reduce"],
+                full=full,
+                accuracy=self.accuracy,
+                weighting=how["weighting"],
+                corrected=self.corrected,
+                jackknife=self.jackknife,
+                class_names=samples.class_names,
+                progress=progress,
+            )
+            probe = LayerProbe(module, samples.num_classes, layers, how["reduce"], full=full)
+            if self.save_states:
+                with evaluation_mode(module), probe:
+                    for inputs, labels in loader:
+                        probe(inputs, labels)
+        return report, probe.scatters
+
+
+def _describe(samples: Data | TextData) -> str:
+    if isinstance(samples, TextData):
+        what = f"{len(samples.sentences)} sentences"
+    else:
+        what = f"{len(samples.labels)} samples of shape {samples.input_shape}"
+    return f"{samples.name} ({what} in {samples.num_classes} classes)"
+
+
+def _open_run(name: str) -> RunDirectory | None:
+    """Return the run directory of a name; None if it is no directory with a config.json."""
+    path = Path(name).expanduser()
+    if not (path / "config.json").is_file():
+        return None
+    if "settings" not in json.loads((path / "config.json").read_text()):
+        raise ValueError(f"model {name} is no run directory; if a Hugging Face folder, hf:{name}")
+    from deeprep.record import RunDirectory  # matplotlib is slow to import
+
+    return RunDirectory.open(path)

@@ -1,0 +1,135 @@
+"""Hugging Face models from local folders; the network is never touched."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deeprep.models.loaded import (
+    MAX_LENGTH,
+    LoadedModel,
+    check_images,
+    describe_error,
+    import_extra,
+)
+from deeprep.models.vision import FittedImages
+from deeprep.models.weights import listed
+
+__all__ = ["load_hugging_face"]
+
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.spm")
+
+
+def load_hugging_face(
+    name: str, folder: Path, num_classes: int, input_shape: tuple[int, ...] | None
+) -> LoadedModel:
+    """Build the model of a local folder; the arguments and errors are those of `load_model`.
+
+    Its weights are those in the folder, or random where it holds a configuration only. A head is
+    left out, and of an encoder-decoder the decoder.
+    """
+    import_extra("transformers", f"model {name}")
+    # Anything but a folder would be looked for on the network.
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"model {name}: {folder} is no folder with a config.json")
+
+    def read_folder(path: Path) -> Mapping[str, Tensor]:
+        state: dict[str, Tensor] = _pretrained(path).state_dict()
+        return state
+
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    module = _pretrained(folder) if has_weights else _unprepared(folder)
+    model = LoadedModel(
+        name,
+        module,
+        num_classes,
+        weights=str(folder) if has_weights else "random",
+        read_folder=read_folder,
+    )
+    config, takes = module.config, module.main_input_name
+    if input_shape is None and takes == "input_ids":
+        model.tokenizer = _tokenizer(name, folder)
+        limits = (
+            getattr(model.tokenizer, "model_max_length", None),
+            getattr(config, "max_position_embeddings", None),
+        )
+        model.max_length = min(MAX_LENGTH, *(each for each in limits if each and each > 0))
+    elif input_shape is not None and takes == "pixel_values":
+        channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", None)
+        check_images(name, input_shape, channels)
+        fixed_size = (size, size) if isinstance(size, int) else size and tuple(size)
+        model.module = FittedImages(module, channels=channels, fixed_size=fixed_size)
+    else:
+        given = "sentences" if input_shape is None else f"samples of {input_shape}"
+        raise ValueError(f"data are {given}, but model {name} takes {takes}")
+    return model
+
+
+def _unprepared(folder: Path) -> Any:
+    """Return the model of a folder that holds only its configuration, with random weights."""
+    transformers = importlib.import_module("transformers")
+    with _one_line_errors(folder):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        return _encoder(transformers.AutoModel.from_config(config))
+
+
+def _pretrained(folder: Path) -> Any:
+    """Return the model of a folder with its weights, without the head they may come with."""
+    transformers = importlib.import_module("transformers")
+    with _one_line_errors(folder):
+        model, info = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    missing = sorted(info["missing_keys"])
+    # Models trained with another head than a pooler come without one; it follows all layers.
+    if any(not name.startswith("pooler.") for name in missing):
+        raise ValueError(f"weights {folder} lack {listed(missing)}")
+    if missing:
+        warnings.warn(f"weights {folder} lack {listed(missing)}: random here", stacklevel=2)
+    return _encoder(model)
+
+
+def _encoder(model: Any) -> Any:
+    """Return the half of a model that reads, where there is one that writes too."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    transformers = importlib.import_module("transformers")
+    advice = "put one there with tokenizer.save_pretrained"
+    # transformers would make up one without words.
+    if not any(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
+        raise FileNotFoundError(f"model {name} has no tokenizer in {folder}; {advice}")
+    try:
+        with _one_line_errors(folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ValueError as error:
+        raise ValueError(f"model {name} has no tokenizer that loads: {error}; {advice}") from error
+    if tokenizer.pad_token is None:  # of GPT-2, for example; what pads is masked anyway
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ValueError(f"model {name}: its tokenizer must have a pad, eos or unk token")
+    return tokenizer
+
+
+@contextmanager
+def _one_line_errors(folder: Path) -> Iterator[None]:
+    """Keep transformers from printing, and its errors to one line."""
+    logging = importlib.import_module("transformers.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # of many kinds, with pages of advice
+        raise ValueError(f"{folder}: {describe_error(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
