@@ -1,0 +1,83 @@
+"""The least-squares line that tests a predicted rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LineFit:
+    """Least-squares line y = slope * x + intercept with its goodness of fit, see `fit_line`.
+
+    Attributes
+    ----------
+    slope
+        Units of y per unit of x.
+    intercept
+        Value of the line at x = 0.
+    r_squared
+        1 - sum r_i^2 / sum (y_i - mean y)^2, at most 1; 1 for a constant y, which the line meets
+        exactly.
+    residuals
+        r_i = y_i - (slope * x_i + intercept), one per point, in the order given.
+    """
+
+    slope: float
+    intercept: float
+    r_squared: float
+    residuals: tuple[float, ...]
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
+    """Fit y = slope * x + intercept by ordinary least squares.
+
+        slope = sum (x_i - mean x)(y_i - mean y) / sum (x_i - mean x)^2
+        intercept = mean y - slope * mean x
+
+    Sums are correctly rounded (`math.fsum`), so the order of the points does not matter.
+
+    Parameters
+    ----------
+    x
+        (n,) finite numbers, n >= 2, not all equal.
+    y
+        (n,) finite numbers.
+
+    Raises
+    ------
+    ValueError
+        Lengths differ, fewer than two points, a value is not finite, or all x are equal.
+
+    Source: R^2 as in Draper & Smith, "Applied Regression Analysis", 1998, chapter 1.
+
+    >>> fit = fit_line([1, 2, 3], [5.0, 7.0, 9.0])
+    >>> fit.slope, fit.intercept, fit.r_squared, fit.residuals
+    (2.0, 3.0, 1.0, (0.0, 0.0, 0.0))
+    """
+    xs = [float(value) for value in x]
+    ys = [float(value) for value in y]
+    if len(xs) != len(ys):
+        raise ValueError(f"x and y must have the same length, got {len(xs)} and {len(ys)}")
+    if len(xs) < 2:
+        raise ValueError(f"x must hold at least 2 points to fit a line, got {len(xs)}")
+    for name, values in (("x", xs), ("y", ys)):
+        for index, value in enumerate(values):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}[{index}] must be finite, got {value}")
+    if min(xs) == max(xs):
+        raise ValueError(f"x must hold at least 2 different values, got {len(xs)} times {xs[0]}")
+    if min(ys) == max(ys):  # here rounding alone would decide R^2 = 0/0
+        return LineFit(0.0, ys[0], 1.0, (0.0,) * len(ys))
+    x_mean = math.fsum(xs) / len(xs)
+    y_mean = math.fsum(ys) / len(ys)
+    x_squares = math.fsum((xi - x_mean) ** 2 for xi in xs)
+    slope = (
+        math.fsum((xi - x_mean) * (yi - y_mean) for xi, yi in zip(xs, ys, strict=True)) / x_squares
+    )
+    intercept = y_mean - slope * x_mean
+    residuals = tuple(yi - (slope * xi + intercept) for xi, yi in zip(xs, ys, strict=True))
+    total = math.fsum((yi - y_mean) ** 2 for yi in ys)
+    r_squared = 1.0 - math.fsum(r * r for r in residuals) / total
+    return LineFit(slope, intercept, r_squared, residuals)
