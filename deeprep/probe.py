@@ -6,132 +6,65 @@ once; no feature map outlives its update, so memory is K*d (plus d*d) a layer, n
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from deeprep import metrics
-from deeprep._layers import LayerSelector, select_layers
+from deeprep import _validate
+from deeprep._evaluation import Progress, counting, evaluation_mode, split_batch
+from deeprep._hooks import INPUT, LayerHooks
+from deeprep._layer_metrics import Metrics
+from deeprep._layers import LayerSelector
+from deeprep._reduce import Reduce
+from deeprep._scores import LayerScores, Scores
 from deeprep.report import LayerReport
 from deeprep.scatter import ClassScatter, Weighting
 
-INPUT = "input"  # the name of layer 0
-FULL_UP_TO = 2048  # features: beyond, the d x d scatter is not worth its memory by default
+FULL_UP_TO = 2048  # features: beyond, full="auto" finds the d x d scatter not worth its memory
 
-Reduce = Literal["flatten", "mean"] | Callable[[Tensor], Tensor]
-Consumer = Callable[[str, Tensor, Tensor], None]
-
-
-def reduce_features(output: Any, reduce: Reduce) -> Tensor:
-    """One row per sample from a layer's output: (N, ...) -> (N, d).
-
-    Parameters
-    ----------
-    output : tensor (N, ...), or a tuple, list or dict whose first tensor it is.
-    reduce : "flatten" keeps every number; "mean" averages over positions: H and W of an image
-        (N, C, H, W), tokens of a sequence (N, T, C); or a function (N, ...) -> (N, d).
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where there is no tensor, or `reduce` is not one of these.
-    """
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, tuple | list):
-        output = next((part for part in output if isinstance(part, Tensor)), None)
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the output is a {type(output).__name__}, expected a tensor")
-    if callable(reduce):
-        return reduce(output)
-    if reduce == "flatten":
-        return output.flatten(1)
-    if reduce == "mean":
-        if output.ndim == 3:
-            return output.mean(dim=1)
-        return output.flatten(2).mean(dim=2) if output.ndim > 3 else output.flatten(1)
-    raise ValueError(f"reduce is {reduce!r}, expected 'flatten', 'mean' or a function")
-
-
-class _Hooks:
-    """Feeds every chosen layer's reduced output, and the input, to a consumer."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: LayerSelector | Sequence[LayerSelector] | None,
-        reduce: Reduce,
-        consume: Consumer,
-    ) -> None:
-        if not callable(reduce) and reduce not in ("flatten", "mean"):
-            raise ValueError(f"reduce is {reduce!r}, expected 'flatten', 'mean' or a function")
-        self._model = model
-        self._modules = select_layers(model, layers)
-        self._reduce = reduce
-        self._consume = consume
-        self._handles: list[Any] = []
-        self._labels: Tensor | None = None
-        self._calls: dict[str, int] = {}
-
-    @property
-    def attached(self) -> bool:
-        return bool(self._handles)
-
-    def attach(self) -> None:
-        for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._make_hook(name)))
-
-    def detach(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    def run(self, inputs: Any, labels: Tensor) -> Any:
-        """Run the model on one batch; hooks outside such a run do nothing."""
-        self._labels, self._calls = labels, {}
-        try:
-            if isinstance(inputs, Tensor) and inputs.is_floating_point():
-                self._take(INPUT, inputs, "flatten")
-            return self._model(inputs)
-        finally:
-            self._labels = None
-
-    def _make_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-            if self._labels is None:
-                return
-            # A module called again within one forward is another layer: relu, relu#2, ...
-            call = self._calls[name] = self._calls.get(name, 0) + 1
-            self._take(name if call == 1 else f"{name}#{call}", output, self._reduce)
-
-        return hook
-
-    def _take(self, layer: str, output: Any, reduce: Reduce) -> None:
-        assert self._labels is not None
-        try:
-            with torch.no_grad():
-                features = reduce_features(output, reduce).detach()
-                self._consume(layer, features, self._labels.to(features.device))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"layer {layer!r}: {error}") from error
+Full = bool | Literal["auto"]
 
 
 class LayerProbe:
     """One ClassScatter per layer, filled while the model runs; a context manager.
 
-    Layer 0, named "input", is the input itself. Layers appear in the order in which they run. On
-    leaving the context every hook is removed, whatever happened inside.
+    Layers appear in the order in which they run; a module that runs again within one forward is
+    another layer, "relu#2". Layer 0, "input", is the input itself or, where that is integer ids,
+    the output of their embedding: of the first module to run that holds an nn.Embedding and no
+    other weight matrix, such as BERT's `embeddings`, with positions and normalisation.
+
+    On leaving the context every hook is removed, whatever happened inside. A batch that fails in a
+    layer (a width or a mask that does not fit) has been taken in by the layers that ran before it;
+    labels are checked before the model runs, but those on a GPU, see `ClassScatter`.
 
     Parameters
     ----------
-    model : any torch module.
+    model : any torch module. Of DataParallel, DistributedDataParallel and torch.compile the module
+        inside is run, eagerly, and names are its own; FSDP modules run as they are, and so need the
+        same number of batches on every rank. While a batch is measured, compiled code and PyTorch's
+        fused transformer layers are not used: neither calls hooks.
     num_classes : K.
     layers : names, globs or types of modules; None or "auto" chooses (see `automatic_layers` in
         deeprep/_layers.py): blocks of a deep model, the layers of a plain stack.
-    reduce : "flatten", "mean" over positions, or a function (N, ...) -> (N, d).
-    full : also accumulate d x d scatters; "auto" does so for d <= 2048.
+    reduce : how outputs become rows, for all layers or as a mapping of globs of layer names to one
+        of these, the first match counting and "flatten" holding for the rest:
+
+        - "flatten": every number of the sample (a channels_last map is copied, in parts);
+        - "mean": over the tokens of (N, T, C), where the mask holds if there is one; over all but
+          N and C of (N, C, H, W) and (N, C, T, H, W);
+        - "cls", "last": the first, and the last token where the mask holds, of (N, T, C);
+        - "tokens": every token and every position a sample; labels (N,) hold for all of a sample,
+          or are (N, T), (N, H, W), those of positions to skip being `ignore_index`;
+        - a function (N, ...) -> (N, d).
+
+        Outputs (N, d) pass the named ones unchanged. Layer 0 follows a mapping, "tokens", and where
+        it is a sequence of embeddings any of them; an image or a vector is otherwise flattened.
+    full : also accumulate d x d scatters, for NC1, ranks and the least-squares probe; "auto" does
+        so for d <= 2048.
     ignore_index : label of samples to skip.
 
     Attributes
@@ -141,7 +74,8 @@ class LayerProbe:
     Raises
     ------
     ValueError, TypeError
-        Where `layers` matches nothing, or a layer's features do not fit, naming the layer.
+        Where `layers` or a glob of `reduce` matches nothing, or a layer's features do not fit,
+        naming the layer.
 
     Examples
     --------
@@ -162,131 +96,154 @@ class LayerProbe:
         layers: LayerSelector | Sequence[LayerSelector] | None = None,
         reduce: Reduce = "flatten",
         *,
-        full: bool | Literal["auto"] = "auto",
+        full: Full = False,
         ignore_index: int = -100,
     ) -> None:
-        self.num_classes = num_classes
+        if full not in (True, False, "auto"):
+            raise ValueError(f"full is {full!r}, expected True, False or 'auto'")
+        self.num_classes = _validate.check_positive("num_classes", num_classes)
         self.full = full
         self.ignore_index = ignore_index
         self.scatters: dict[str, ClassScatter] = {}
-        self._hooks = _Hooks(model, layers, reduce, self._update)
+        self._hooks = LayerHooks(
+            model,
+            layers,
+            reduce,
+            self._update,
+            num_classes=self.num_classes,
+            ignore_index=ignore_index,
+        )
 
     def __enter__(self) -> LayerProbe:
-        self._hooks.attach()
+        self._hooks.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hooks.detach()
+        self._hooks.__exit__(*exception)
 
-    def __call__(self, inputs: Any, labels: Tensor) -> Any:
-        """Run the model on one batch, take in every layer, and return the model's output."""
-        if not self._hooks.attached:
-            raise RuntimeError("the probe is not attached: use it as `with LayerProbe(...) as p:`")
-        return self._hooks.run(inputs, labels)
+    def __call__(self, inputs: Any, labels: Tensor, mask: Tensor | None = None) -> Any:
+        """Run the model on one batch, take in every layer, and return the model's output.
+
+        Parameters
+        ----------
+        inputs : a tensor, a tuple or list of arguments, or a mapping of named ones; tensors are
+            moved to the device of the model's first parameter.
+        labels : int32/int64 (N,) in [0, K) or `ignore_index`; for "tokens" also one a position.
+        mask : (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of
+            a mapping. A sample without a token is skipped.
+        """
+        return self._hooks.run(inputs, labels, mask)
+
+    def batch(self, labels: Tensor, mask: Tensor | None = None) -> AbstractContextManager[None]:
+        """Take in every forward of the model inside this context, with these labels.
+
+        For loops that call the model themselves. Without a forward of the model itself, only of
+        parts of it, there is no layer 0.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> with deeprep.LayerProbe(model, num_classes=2) as probe:
+        ...     with probe.batch(torch.tensor([0, 1, 1])):
+        ...         loss = model(torch.randn(3, 4)).sum()
+        >>> probe.scatters["0"].num_samples
+        3
+        """
+        return self._hooks.batch(labels, mask)
+
+    @property
+    def silent_layers(self) -> list[str]:
+        """Layers that were chosen and have not run, or whose input was nothing to measure."""
+        return [name for name in self._hooks.names if name not in self.scatters]
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Merge the states of all processes of a torch.distributed group, layer by layer.
+
+        All of them must call it; one that has seen no batch gets every layer all the same.
+
+        Raises
+        ------
+        ValueError
+            In every process, where the layers of some do not fit together.
+        """
+        from deeprep._distributed import all_reduce_layers
+
+        self.scatters = all_reduce_layers(self.scatters, group)
 
     def _update(self, layer: str, features: Tensor, labels: Tensor) -> None:
         scatter = self.scatters.get(layer)
         if scatter is None:
-            num_features = features.shape[1] if features.ndim == 2 else 1
-            scatter = self.scatters[layer] = ClassScatter(
-                self.num_classes,
-                num_features,
-                full=num_features <= FULL_UP_TO if self.full == "auto" else self.full,
-                device=features.device,
-                ignore_index=self.ignore_index,
+            _validate.check_batch(features, labels)
+            width = features.shape[1]
+            # Tensors made in inference mode could not be written to outside.
+            with torch.inference_mode(False):
+                scatter = self.scatters[layer] = ClassScatter(
+                    self.num_classes,
+                    width,
+                    full=width <= FULL_UP_TO if self.full == "auto" else self.full,
+                    device=features.device,
+                    ignore_index=self.ignore_index,
+                )
+        elif features.shape[1] != scatter.num_features:
+            raise ValueError(
+                f"features have width {features.shape[1]}, expected {scatter.num_features} as in "
+                "earlier batches; for inputs of varying size reduce this layer by 'mean'"
             )
         scatter.update(features, labels)
 
 
-class _Accuracies:
-    """Training accuracy, layer by layer, of the least-squares probe and the nearest class mean."""
-
-    def __init__(self, scatters: dict[str, ClassScatter]) -> None:
-        self._scatters = scatters
-        self._probes = {n: metrics.probe(s) for n, s in scatters.items() if _can_probe(s)}
-        self._ncc_hits = dict.fromkeys(scatters, 0)
-        self._probe_hits = dict.fromkeys(self._probes, 0)
-
-    def consume(self, layer: str, features: Tensor, labels: Tensor) -> None:
-        scatter = self._scatters[layer]
-        kept = labels != scatter.ignore_index
-        if scatter.nonfinite_classes:
-            return
-        hits = metrics.nearest_class(scatter, features) == labels
-        self._ncc_hits[layer] += int((hits & kept).sum())
-        if layer in self._probes:
-            hits = self._probes[layer].predict(features) == labels
-            self._probe_hits[layer] += int((hits & kept).sum())
-
-    def result(self) -> dict[str, tuple[float | None, float | None]]:
-        """Layer -> (probe accuracy, nearest-class-mean accuracy), fractions in [0, 1]."""
-        accuracies: dict[str, tuple[float | None, float | None]] = {}
-        for layer, scatter in self._scatters.items():
-            samples = scatter.num_samples
-            if samples == 0 or scatter.nonfinite_classes:
-                accuracies[layer] = (None, None)
-                continue
-            probe_hits = self._probe_hits.get(layer)
-            probe = None if probe_hits is None else probe_hits / samples
-            accuracies[layer] = (probe, self._ncc_hits[layer] / samples)
-        return accuracies
-
-
-def _can_probe(scatter: ClassScatter) -> bool:
-    return scatter.full and scatter.num_samples > 0 and not scatter.nonfinite_classes
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients; every module's training flag and the RNG are restored."""
-    was_training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
-    finally:
-        for module, training in was_training:
-            module.training = training
-
-
-def _device_of(model: nn.Module) -> torch.device | None:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return None
-
-
 def analyze(
     model: nn.Module,
-    loader: Iterable[tuple[Any, Tensor]],
+    loader: Iterable[Any],
     num_classes: int,
     *,
     layers: LayerSelector | Sequence[LayerSelector] | None = None,
     reduce: Reduce = "flatten",
-    full: bool | Literal["auto"] = "auto",
-    accuracy: bool = True,
+    full: Full = False,
+    accuracy: bool = False,
     weighting: Weighting = "uniform",
+    corrected: bool = False,
+    jackknife: bool = False,
+    class_names: Sequence[str] | None = None,
+    metrics: Metrics = "auto",
     ignore_index: int = -100,
+    all_reduce: bool = False,
+    group: Any = None,
+    progress: Progress = False,
 ) -> LayerReport:
-    """Measure every layer of a model on labelled data: C_l, D_l, NC1, ranks, accuracies.
+    """Measure every layer of a model on labelled data: C_l, D_l and, where asked for, more.
 
-    The model runs in eval mode without gradients: once for all statistics, and once more for the
-    two accuracies, which need the finished statistics. Its training flags, the random state and
-    its hooks are as before afterwards, also after an exception.
+    The model runs in eval mode without gradients: once for all statistics, and a second time for
+    `accuracy`, which needs the finished statistics. Its training flags, the random states and its
+    hooks are as before afterwards, also after an exception or Ctrl-C.
 
     Parameters
     ----------
-    model : any torch module.
-    loader : (inputs, labels) batches; iterated twice where `accuracy` is asked for. Tensors are
-        moved to the model's device.
+    model : any torch module, see `LayerProbe`.
+    loader : (inputs, labels) batches, inputs being a tensor, a tuple of arguments or a mapping of
+        named ones; or mappings that hold "labels" or "label" besides. Iterated twice for
+        `accuracy`. Tensors are moved to the model's device.
     num_classes : K.
-    layers, reduce, full, ignore_index : see `LayerProbe`.
-    accuracy : also report the training accuracy of the least-squares probe and of the nearest
-        class mean.
+    layers, reduce, ignore_index : see `LayerProbe`.
+    full : also the d x d scatter of every layer (of d <= 2048 where "auto"), for NC1, ranks and,
+        with `accuracy`, the least-squares probe.
+    accuracy : also report the training accuracy of the nearest class mean and of the least-squares
+        probe, and the directional CDNV: one more forward pass.
     weighting : of Sigma_B's classes, "uniform" (the paper's) or "prior".
+    corrected : take off Sigma_B what its estimate from finite samples adds, see
+        `ClassScatter.trace_between`.
+    jackknife : also standard errors, by leaving out one class at a time.
+    class_names : K names, for tables and figures.
+    metrics : which metrics of the states to compute, see `LayerReport.from_scatters`.
+    all_reduce : measure the data of all processes of the torch.distributed `group`, each giving its
+        share; every one gets the same report.
+    progress : show a bar on stderr if that is a terminal; or a function called after each batch
+        with the number of batches done and their total, None where unknown.
 
     Returns
     -------
-    LayerReport, layer 0 being the input.
+    LayerReport, layer 0 being the input; its `warnings` name layers that did not run or hold NaN.
 
     Raises
     ------
@@ -301,37 +258,58 @@ def analyze(
     >>> labels = torch.arange(60) % 3
     >>> inputs = torch.eye(3)[labels] + 0.1 * torch.randn(60, 3)
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
-    >>> report = deeprep.analyze(model, [(inputs, labels)], num_classes=3)
+    >>> report = deeprep.analyze(model, [(inputs, labels)], num_classes=3, accuracy=True)
     >>> [layer.name for layer in report.layers], report.layers[0].ncc_accuracy
     (['input', '1'], 1.0)
     """
-    if accuracy and iter(loader) is loader:
+    if accuracy and hasattr(loader, "__next__"):
         raise ValueError(
             "loader is a one-shot iterator, expected an iterable that can be run through twice "
             "(a list or a DataLoader); or pass accuracy=False"
         )
-    device = _device_of(model)
-
-    def batches() -> Iterator[tuple[Any, Tensor]]:
-        for inputs, labels in loader:
-            yield (inputs.to(device) if isinstance(inputs, Tensor) else inputs), labels
-
-    with _evaluation_mode(model):
-        probe = LayerProbe(model, num_classes, layers, reduce, full=full, ignore_index=ignore_index)
+    probe = LayerProbe(model, num_classes, layers, reduce, full=full, ignore_index=ignore_index)
+    with evaluation_mode(model), counting(progress, loader, 1 + accuracy) as advance:
         with probe:
-            for inputs, labels in batches():
-                probe(inputs, labels)
+            for batch in loader:
+                probe(*split_batch(batch))
+                advance()
+        silent = probe.silent_layers
+        if all_reduce:
+            probe.all_reduce(group)
         if not probe.scatters:
-            raise ValueError("loader gave no batch, expected at least one")
-        accuracies = None
+            raise ValueError("loader gave no batch, or none in which a layer ran")
+        scores: Mapping[str, LayerScores] | None = None
         if accuracy:
-            scorer = _Accuracies(probe.scatters)
-            hooks = _Hooks(model, layers, reduce, scorer.consume)
-            try:
-                hooks.attach()
-                for inputs, labels in batches():
-                    hooks.run(inputs, labels)
-            finally:
-                hooks.detach()
-            accuracies = scorer.result()
-    return LayerReport.from_scatters(probe.scatters, accuracies, weighting=weighting)
+            scorer = Scores(probe.scatters)
+            hooks = LayerHooks(
+                model,
+                layers,
+                reduce,
+                scorer.update,
+                num_classes=num_classes,
+                ignore_index=ignore_index,
+            )
+            with hooks:
+                for batch in loader:
+                    hooks.run(*split_batch(batch), mask=None)
+                    advance()
+            if all_reduce:
+                scorer.all_reduce(group)
+            scores = scorer.result()
+    report = LayerReport.from_scatters(
+        probe.scatters,
+        scores,
+        weighting=weighting,
+        corrected=corrected,
+        jackknife=jackknife,
+        class_names=class_names,
+        metrics=metrics,
+    )
+    notes = [_why_silent(name) for name in silent if name not in probe.scatters]
+    return dataclasses.replace(report, warnings=[*notes, *report.warnings])
+
+
+def _why_silent(layer: str) -> str:
+    if layer == INPUT:
+        return f"layer {layer!r}: the inputs hold no floating-point tensor and no embedding ran"
+    return f"layer {layer!r}: did not run"
