@@ -22,7 +22,7 @@ CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.
 demo: $(VENV)/.installed
 	$(BIN)/python -m deeprep.run --arch mlp
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
@@ -47,7 +47,7 @@ cuda-resources: $(VENV)/.installed-dev
 	$(BIN)/python .ci/cuda_resources.py $(if $(WRITE),,--check)
 	$(BIN)/python .ci/cuda_model.py $(if $(WRITE),,--check)
 
-gpu-check: $(if $(PIP_FLAGS),,$(VENV)/.installed)
+gpu-check: $(if $(PIP_FLAGS),,$(VENV)/.installed-test)
 	$(if $(PIP_FLAGS),$(PYTHON),$(BIN)/python) -m benchmarks.gpu_check --pip-flags="$(PIP_FLAGS)"
 
 clean:
@@ -61,12 +61,17 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(BUILD_INPUTS) | $(BIN)/python
-	$(BIN)/python -m pip install --editable '.[test]'
+	$(BIN)/python -m pip install --editable .
 	@$(BIN)/python -c 'import deeprep; deeprep.show_config()'
 	@touch $@
 
-$(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+# By name, what is installed already is not built again: only the extra's packages are added.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet 'deeprep[test]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet 'deeprep[bench]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -60,15 +60,17 @@ class Statistics:
         self.full = bool(full)
         self.ignore_index = int(ignore_index)
         ops.require_core(torch.get_default_device() if device is None else torch.device(device))
-        self._moments = Moments.zeros(self.num_classes, self.num_features, device)
         self._products: Tensor | None = None  # S; only the triangle from the diagonal up counts
-        if self.full:
-            square = (self.num_features, self.num_features)
-            self._products = self._moments.means.new_zeros(square)
         # Where the device notes a label out of range; the CPU raises at once.
         self._error: Tensor | None = None
-        if not ops.on_host(self._moments.means):
-            self._error = ops.new_error(self.device)
+        # Tensors that are made in inference mode could not be updated outside it.
+        with torch.inference_mode(False):
+            self._moments = Moments.zeros(self.num_classes, self.num_features, device)
+            if self.full:
+                square = (self.num_features, self.num_features)
+                self._products = self._moments.means.new_zeros(square)
+            if not ops.on_host(self._moments.means):
+                self._error = ops.new_error(self.device)
         self.resolution = 0.0
         self._warned_empty = False
 

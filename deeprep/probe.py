@@ -176,15 +176,13 @@ class LayerProbe:
         if scatter is None:
             _validate.check_batch(features, labels)
             width = features.shape[1]
-            # Tensors made in inference mode could not be written to outside.
-            with torch.inference_mode(False):
-                scatter = self.scatters[layer] = ClassScatter(
-                    self.num_classes,
-                    width,
-                    full=width <= FULL_UP_TO if self.full == "auto" else self.full,
-                    device=features.device,
-                    ignore_index=self.ignore_index,
-                )
+            scatter = self.scatters[layer] = ClassScatter(
+                self.num_classes,
+                width,
+                full=width <= FULL_UP_TO if self.full == "auto" else self.full,
+                device=features.device,
+                ignore_index=self.ignore_index,
+            )
         elif features.shape[1] != scatter.num_features:
             raise ValueError(
                 f"features have width {features.shape[1]}, expected {scatter.num_features} as in "

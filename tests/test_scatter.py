@@ -213,6 +213,16 @@ def test_state_dict_round_trip_and_refusals():
         copy.load_state_dict({})
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_state_made_in_inference_mode_goes_on_outside(full):
+    features, labels = make_data()
+    with torch.inference_mode():
+        s = class_scatter(features, labels, 4, full=full)
+    s.update(features, labels)
+    s.merge(class_scatter(features, labels, 4, full=full))
+    assert_same(s, class_scatter(features.repeat(3, 1), labels.repeat(3), 4, full=full), 1e-12)
+
+
 def test_reset_forgets_everything():
     features, labels = make_data()
     s = class_scatter(features, labels, 4, full=True)

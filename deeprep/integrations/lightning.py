@@ -1,0 +1,331 @@
+"""Layer metrics during training with Lightning, from the batches it runs anyway."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from deeprep import _validate
+from deeprep._evaluation import split_batch
+from deeprep._layer_metrics import choose_metrics
+from deeprep._layers import LayerSelector
+from deeprep._reduce import Reduce
+from deeprep.probe import LayerProbe, analyze
+from deeprep.report import LayerReport
+from deeprep.scatter import ClassScatter
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+
+    def _callback() -> type:
+        """Return the Callback of the Lightning in use: each of the two checks for its own."""
+        names = ("lightning.pytorch", "pytorch_lightning")
+        for name in sorted(names, key=lambda name: name not in sys.modules):
+            try:
+                return importlib.import_module(name).Callback
+            except ImportError:
+                continue
+        raise ImportError(
+            "deeprep.integrations.lightning needs lightning or pytorch_lightning: "
+            "pip install 'deeprep[lightning]'"
+        )
+
+    Callback = _callback()
+
+__all__ = ["LayerMetricsCallback"]
+
+Stage = Literal["train", "validation"]
+
+
+class LayerMetricsCallback(Callback):
+    """Measure every layer of the model in training, epoch by epoch, and log C_l and D_l.
+
+    The features are those of the forward passes that `training_step` or `validation_step` makes
+    with the module's own batches: there is no second one. Only with `loader` does the model run on
+    other data, at the end of the epoch. States of all processes are merged exactly.
+
+    Values are logged as ``compression/<layer>`` and ``discrimination/<layer>``, which loggers and
+    other callbacks (``monitor=``) find under these names.
+
+    Parameters
+    ----------
+    num_classes : K.
+    layers, reduce, full, ignore_index : see `deeprep.LayerProbe`.
+    on : "validation", or "train": there the weights change from batch to batch and dropout is on,
+        so that the statistics are of an epoch, not of one model.
+    every_n_epochs : measure the epochs 0, n, 2n, ...
+    max_batches : measure no more batches of an epoch than that, in each process.
+    loader : (inputs, labels) batches to measure at the end of each epoch of `on` instead, in eval
+        mode; each process takes its share of them, so they should be the same in all.
+    module : name of the submodule to measure, such as "model"; default: the only child that has
+        parameters or, where there are several, the LightningModule itself. It must be called as a
+        whole for its input to be measured as layer 0.
+    labels_of : batch -> labels; default: the second of a pair, or what a mapping holds as "labels"
+        or "label".
+    metrics : what to measure and log, see `deeprep.LayerReport.from_scatters`.
+    prefix : put before the names that are logged: to tell several callbacks apart.
+    **report_options : of `deeprep.LayerReport.from_scatters`, such as ``weighting="prior"``.
+
+    Attributes
+    ----------
+    reports : dict of epoch -> LayerReport; goes into checkpoints and comes back from them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On arguments that do not fit, batches without labels, and epochs in which the module
+        measured never ran.
+
+    Notes
+    -----
+    Sanity checks are not measured; of several validation loaders the first is, and of several
+    validations in an epoch the report of the last is kept.
+
+    Examples
+    --------
+    >>> from deeprep.integrations.lightning import LayerMetricsCallback
+    >>> layers = LayerMetricsCallback(num_classes=10, reduce="mean")
+    >>> # lightning.Trainer(callbacks=[layers]).fit(module, train_loader, validation_loader)
+    >>> layers.reports
+    {}
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        layers: LayerSelector | Sequence[LayerSelector] | None = None,
+        reduce: Reduce = "flatten",
+        *,
+        on: Stage = "validation",
+        every_n_epochs: int = 1,
+        max_batches: int | None = None,
+        loader: Iterable[Any] | None = None,
+        module: str | None = None,
+        labels_of: Callable[[Any], Tensor] | None = None,
+        metrics: Sequence[str] = ("compression", "discrimination"),
+        prefix: str = "",
+        full: bool | Literal["auto"] = False,
+        ignore_index: int = -100,
+        **report_options: Any,
+    ) -> None:
+        _validate.require("on", repr(on), on in ("train", "validation"), "'train' or 'validation'")
+        self.num_classes = _validate.check_positive("num_classes", num_classes)
+        choose_metrics(metrics, {"": ClassScatter(1, 1, full=full is not False)})
+        self.every_n_epochs = _validate.check_positive("every_n_epochs", every_n_epochs)
+        if max_batches is not None:
+            _validate.check_positive("max_batches", max_batches)
+        self.on = on
+        self.max_batches = max_batches
+        self.loader = loader
+        self.module = module
+        self.labels_of = _labels_of if labels_of is None else labels_of
+        self.metrics = tuple(metrics)
+        self.prefix = prefix
+        self.reports: dict[int, LayerReport] = {}
+        self._selection: dict[str, Any] = {
+            "layers": layers,
+            "reduce": reduce,
+            "full": full,
+            "ignore_index": ignore_index,
+        }
+        self._report_options = report_options
+        self._probe: LayerProbe | None = None
+        self._batch: AbstractContextManager[Any] | None = None
+        self._num_batches = 0
+
+    # ---------------------------------------------------------------- an epoch
+
+    def _is_due(self, trainer: Trainer, stage: Stage) -> bool:
+        return (
+            stage == self.on
+            and not trainer.sanity_checking
+            and trainer.current_epoch % self.every_n_epochs == 0
+        )
+
+    def _start_batch(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: Stage
+    ) -> None:
+        if not self._is_due(trainer, stage) or self.loader is not None:
+            return
+        # Here and not at the start of the epoch, which has no hook where training is resumed.
+        if self._probe is None:
+            self._num_batches = 0
+            self._probe = self._make_probe(pl_module)
+            self._probe.__enter__()
+        if self._num_batches == self.max_batches:
+            return
+        self._num_batches += 1
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self._batch = self._probe.batch(self.labels_of(batch), mask)
+        self._batch.__enter__()
+
+    def _end_batch(self) -> None:
+        if self._batch is not None:
+            batch, self._batch = self._batch, None
+            batch.__exit__(None, None, None)
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        if not self._is_due(trainer, stage):
+            return
+        if self.loader is None:
+            report = self._report_of_probe(trainer, pl_module)
+        else:
+            report = self._report_of_loader(trainer, pl_module, self.loader)
+        self.reports[trainer.current_epoch] = report
+        values = {
+            f"{self.prefix}{metric}/{layer.name}": float(value)
+            for metric in self.metrics
+            for layer in report.layers
+            if (value := getattr(layer, metric)) is not None
+        }
+        # All processes have the same values; without sync_dist Lightning warns that they may not.
+        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
+
+    def _report_of_probe(self, trainer: Trainer, pl_module: LightningModule) -> LayerReport:
+        # A process without a batch has a part in the merge all the same.
+        probe = self._make_probe(pl_module) if self._probe is None else self._probe
+        self._detach()
+        if trainer.world_size > 1:
+            probe.all_reduce()
+        if not probe.scatters:
+            raise ValueError(
+                f"module is {self.module!r}, expected a module that runs in the {self.on} step: "
+                f"no layer of {type(self._model_of(pl_module)).__name__} did"
+            )
+        report = LayerReport.from_scatters(
+            probe.scatters, metrics=self.metrics, **self._report_options
+        )
+        notes = [f"layer {name!r}: did not run" for name in probe.silent_layers]
+        return dataclasses.replace(report, warnings=[*notes, *report.warnings])
+
+    def _report_of_loader(
+        self, trainer: Trainer, pl_module: LightningModule, loader: Iterable[Any]
+    ) -> LayerReport:
+        share = itertools.islice(loader, trainer.global_rank, None, trainer.world_size)
+        return analyze(
+            self._model_of(pl_module),
+            itertools.islice(share, self.max_batches),
+            self.num_classes,
+            all_reduce=trainer.world_size > 1,
+            **self._selection,
+            **self._report_options,
+        )
+
+    def _make_probe(self, pl_module: LightningModule) -> LayerProbe:
+        return LayerProbe(self._model_of(pl_module), self.num_classes, **self._selection)
+
+    def _model_of(self, pl_module: LightningModule) -> nn.Module:
+        if self.module is not None:
+            try:
+                return pl_module.get_submodule(self.module)
+            except AttributeError as error:
+                raise ValueError(
+                    f"module is {self.module!r}, expected a submodule: {error}"
+                ) from None
+        # Metrics and losses are children too, but have no parameters.
+        children = [c for c in pl_module.children() if next(c.parameters(), None) is not None]
+        return children[0] if len(children) == 1 else pl_module
+
+    def _detach(self) -> None:
+        self._end_batch()
+        if self._probe is not None:
+            probe, self._probe = self._probe, None
+            probe.__exit__(None, None, None)
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure the forward passes of the step that follows."""
+        self._start_batch(trainer, pl_module, batch, "train")
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure the forward passes of the step that follows."""
+        if dataloader_idx == 0:
+            self._start_batch(trainer, pl_module, batch, "validation")
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Measure no more: some optimizers repeat the step, with the same samples."""
+        self._end_batch()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Measure no more."""
+        self._end_batch()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure no more."""
+        self._end_batch()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach, log and keep the report."""
+        self._end_epoch(trainer, pl_module, "train")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach, log and keep the report."""
+        self._end_epoch(trainer, pl_module, "validation")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no hook behind, also after Ctrl-C."""
+        self._detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        self._detach()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    @property
+    def state_key(self) -> str:
+        """What tells several of these callbacks apart in a checkpoint."""
+        return self._generate_state_key(on=self.on, prefix=self.prefix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reports as plain data."""
+        return {"reports": {epoch: report.to_dict() for epoch, report in self.reports.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the reports of a `state_dict`."""
+        reports = state_dict["reports"].items()
+        self.reports = {epoch: LayerReport.from_dict(report) for epoch, report in reports}
+
+
+def _labels_of(batch: Any) -> Any:
+    try:
+        return split_batch(batch)[1]
+    except ValueError as error:
+        raise ValueError(f"{error}; or pass labels_of") from None
