@@ -201,7 +201,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Return what a result depends on besides its settings: versions, commit, device, threads.
 
     >>> sorted(environment(torch.device("cpu")))
-    ['commit', 'core', 'device', 'numpy', 'platform', 'processes', 'python']
+    ['commit', 'core', 'device', 'numpy', 'platform', 'processes', 'processor', 'python']
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -209,10 +209,20 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "commit": _commit(),
         "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
         "device": str(device) if gpu is None else f"{device} ({gpu})",
     }
+
+
+def _processor() -> str:
+    """Return the model of the CPU, as far as the system tells, and how many cores it has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, platform.processor() or platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
 
 
 def _commit() -> str | None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from deeprep.experiments import EXPERIMENTS, load_experiment
+from deeprep.experiments import EXPERIMENTS, load_experiment, report
 from deeprep.experiments._frame import Options
 from deeprep.experiments._results import perform
 from deeprep.ops import build_info
@@ -30,11 +30,14 @@ Each figure leaves a picture, its numbers as JSON and a table paper | ours | ver
 fails is printed as failed, with what is known of the reason, and is no error: the exit status is 1
 only if a figure could not be computed, or with --strict if a verdict failed that is not known to.
 
+`report` writes docs/reproduction.md from the results; `report --help` tells more.
+
 Examples:
   python -m deeprep.experiments
   python -m deeprep.experiments fig4a
   python -m deeprep.experiments all --resume
-  python -m deeprep.experiments fig6 --full --out results"""
+  python -m deeprep.experiments fig6 --full --out results
+  python -m deeprep.experiments report [--check]"""
 
 _Flag = Annotated[bool, FlagCreatePairsOff]
 
@@ -51,6 +54,8 @@ class _CommandLine:
     """Number of seeds; default: each figure's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU where there is one."""
+    data: Path | None = None
+    """Labelled sentences for `text`, .tsv, .csv or .jsonl; default: what Debian's apt has."""
     out: Path = Path("runs/experiments")
     """Results go to a directory in here for each figure; an earlier result is replaced."""
     strict: _Flag = False
@@ -59,6 +64,9 @@ class _CommandLine:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for an error, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["report"]:
+        return report.main(arguments[1:])
     prog = "python -m deeprep.experiments"
     command = tyro.cli(_CommandLine, prog=prog, description=_ABOUT, args=arguments)
     console, errors = Console(), Console(stderr=True)
@@ -74,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"seeds must be >= 1, got {command.seeds}")
         names = list(EXPERIMENTS) if "all" in command.names else dict.fromkeys(command.names)
         experiments = [load_experiment(name) for name in names]
-        options = Options(command.full, command.seeds, _device(command.device))
+        if command.data and not any(experiment.takes_data for experiment in experiments):
+            raise ValueError(f"data is {command.data}, which {', '.join(names)} cannot use")
+        options = Options(command.full, command.seeds, _device(command.device), command.data)
     except ValueError as error:
         complain(str(error))
         return 1
@@ -88,8 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
             # The other figures do not depend on this one.
             complain(f"{experiment.name}: {error}")
+            report.note_failure(command.out, experiment.name, error)
             failed += 1
         else:
+            report.forget_failure(command.out, experiment.name)
             failed += command.strict and bool(result.surprises)
     return int(failed > 0)
 

@@ -50,7 +50,7 @@ SETTINGS = resolve(
     )
 )
 RELEASED_BATCH = 1000  # of the notebook that measures the MLP
-SEEDS = (3, 10)  # of the balancedness
+SEEDS = 5  # of the balancedness
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def settings(options: Options) -> list[Setting]:
     """List every setting with its source."""
     return [
         Setting("Gaussian data: classes, dimension", f"{CLASSES}, {DIMENSION}", "ours"),
-        Setting("Gaussian data: samples per class, draws", [list(SAMPLES), DRAWS], "ours"),
+        Setting("Gaussian data: samples per class", SAMPLES, "ours"),
+        Setting("Gaussian data: draws", DRAWS, "ours"),
         Setting("MLP: data, depth, width", "digits, 6, 64", "ours", "the authors': CIFAR-10, 8"),
         Setting("MLP: epochs", SETTINGS.optimization.epochs, "ours", "else the defaults of run"),
         Setting("MLP: batch in training mode", RELEASED_BATCH, "authors"),
@@ -312,7 +313,7 @@ def check(numbers: Numbers) -> list[Check]:
 
 
 def plot(numbers: Numbers) -> Figure:
-    """The factor 1 - 1/n, and C_l in both modes."""
+    """The factor 1 - 1/n, and how far off C_l is in training mode."""
     figure = Figure(figsize=(10, 4.0), layout="constrained")
     figure.suptitle("Two errata of the released code")
     left, right = figure.subplots(1, 2)
@@ -324,10 +325,11 @@ def plot(numbers: Numbers) -> Figure:
     left.set_xticks(SAMPLES, [str(samples) for samples in SAMPLES])
     left.minorticks_off()
     left.legend(frameon=False)
-    for name, color, marker in (("eval", "#1f5fa8", "o-"), ("train", "#c2571a", "s--")):
-        right.plot(numbers["batch_norm"][name], marker, color=color, label=f"{name} mode")
-    right.set(yscale="log", xlabel="layer $l$", ylabel="$C_l$ of an MLP on digits")
-    right.legend(frameon=False)
+    modes = numbers["batch_norm"]
+    off = np.array(modes["train"]) / modes["eval"] - 1
+    right.plot(100 * off, "o-", color="#c2571a", markersize=4)
+    right.axhline(0.0, color="0.3", linewidth=1)
+    right.set(xlabel="layer $l$", ylabel="$C_l$ in training mode, off by (%)")
     for axes in (left, right):
         axes.grid(alpha=0.25)
     return figure
@@ -340,7 +342,7 @@ EXPERIMENT = Experiment(
         "The released code departs from the paper's definitions in ways that change the numbers "
         "it prints; each is shown next to the correct value."
     ),
-    seeds=SEEDS,
+    seeds=(SEEDS, SEEDS),
     settings=settings,
     compute=compute,
     check=check,

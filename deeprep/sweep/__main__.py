@@ -1,0 +1,178 @@
+"""The command line `python -m deeprep.sweep`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from deeprep._validate import require
+from deeprep.config import Settings, from_dict
+from deeprep.defaults import describe_defaults
+from deeprep.sweep._drive import drive, local_launcher, locked
+from deeprep.sweep._grid import Run, make_runs, parse_axis, parse_seeds
+from deeprep.sweep._results import collect, figure, table, write_csv
+from deeprep.sweep._runs import SweepDirectory
+from deeprep.sweep._slurm import parse_slurm_options, slurm_launcher
+
+__all__ = ["main"]
+
+_ABOUT = """Run `python -m deeprep.run` for every combination of some values of its flags and for
+every seed, and put together what they show: a table and a figure, mean and spread over the seeds.
+
+All flags of run are taken and hold for all runs; those in a --grid take several values in turn.
+
+Examples:
+  python -m deeprep.sweep runs/depth --grid depth=4,6,8 --seeds 0..4
+  python -m deeprep.sweep runs/scale --grid depth=4,6 --grid init-scale=0.1,0.3 --seeds 0,1
+      --jobs 4 --arch linear --dataset orthogonal --epochs 2000
+  python -m deeprep.sweep runs/depth                 (goes on with the first one)
+  python -m deeprep.sweep runs/vision --grid arch=resnet18,resnet34 --dataset cifar10
+      --executor slurm --slurm time=240 --slurm gpus_per_node=1 --slurm partition=gpu
+
+Ctrl-C stops the runs at the end of their epoch. The same command again, or DIRECTORY alone, skips
+the finished runs and goes on with the stopped ones; a larger grid or more seeds add runs. A run
+that fails does not stop the others; the exit status is then 1."""
+
+_Flag = Annotated[bool, FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class _CommandLine(Settings):
+    directory: Annotated[Positional[Path], arg(metavar="DIRECTORY")] = Path("runs/sweep")
+    """Where the sweep is, or will be."""
+
+    grid: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="FLAG=VALUE,VALUE,...")] = ()
+    """A flag of run and its values. May be given several times: then all combinations run. Parts of
+    one value are separated by spaces: --grid "classes=3,0 7"."""
+
+    seeds: str | None = None
+    """Seeds of every combination, such as 0..4 or 0,3,7. Default: 0."""
+
+    jobs: int = 1
+    """How many runs at a time; on this machine they share its cores, and take turns on its GPUs."""
+
+    retry_failed: _Flag = False
+    """Go on with failed runs, too."""
+
+    dry_run: _Flag = False
+    """Check everything, list the runs, and start none."""
+
+    executor: Literal["local", "slurm"] = "local"
+    """Where runs go: processes on this machine, or jobs of a Slurm cluster (pip install
+    submitit)."""
+
+    slurm: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """An option of sbatch, such as time=120 (minutes); may be given several times."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns
+    -------
+    The exit status: 0, 1 for an error or a run that failed or cannot be, 128 + n if signal n came.
+    """
+    about = f"{_ABOUT}\n\n{describe_defaults()}"
+    command = tyro.cli(
+        _CommandLine, prog="python -m deeprep.sweep", description=about, args=arguments
+    )
+    console = Console()
+    try:
+        return _main(command, console)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        message = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        return 1
+
+
+def _main(command: _CommandLine, console: Console) -> int:
+    require("jobs", command.jobs, command.jobs >= 1, ">= 1")
+    options = parse_slurm_options(command.slurm)
+    wanted = command.executor == "slurm" or not options
+    require("slurm", " ".join(command.slurm), wanted, "left out unless --executor is slurm")
+    sweep = SweepDirectory(command.directory)
+    base, grid, seeds = _definition(command, sweep)
+    runs = make_runs(base, [parse_axis(text) for text in grid], parse_seeds(seeds))
+    if all(run.invalid for run in runs):
+        raise ValueError(f"no run of the grid can be: {runs[0].invalid}")
+    for run in runs:
+        sweep.check_settings(run)
+    todo = _select(sweep, runs, retry_failed=command.retry_failed)
+    states = Counter("invalid" if r.invalid else sweep.outcome(r.name).status for r in runs)
+    counted = ", ".join(f"{count} {status}" for status, count in states.items())
+    console.print(
+        f"{len(runs)} runs in {escape(str(sweep.path))}: {counted}; {len(todo)} to do",
+        highlight=False,
+    )
+    if command.dry_run:
+        for run in runs:
+            status = f"invalid: {run.invalid}" if run.invalid else sweep.outcome(run.name).status
+            console.print(escape(f"{run.name}  {status}"), highlight=False, soft_wrap=True)
+        return int(states["invalid"] > 0)
+    with locked(sweep):
+        if command.executor == "slurm":
+            launch = slurm_launcher(sweep, options)
+        else:
+            launch = local_launcher(sweep, command.jobs)
+        sweep.write(base, grid, seeds, runs)
+        jobs = len(todo) if command.executor == "slurm" else command.jobs
+        signal_number = drive(sweep, [run.name for run in todo], launch, jobs, console)
+    return _conclude(sweep, runs, signal_number, console)
+
+
+def _definition(command: _CommandLine, sweep: SweepDirectory) -> tuple[Settings, list[str], str]:
+    """Return fixed settings, grid and seeds: of the command line, or of the sweep there is."""
+    base = Settings(**{each.name: getattr(command, each.name) for each in fields(Settings)})
+    if command.grid or command.seeds is not None:
+        return base, list(command.grid), command.seeds or "0"
+    content = sweep.read()
+    if base != Settings():
+        raise ValueError(
+            "grid or seeds must be given with flags of run; without either, a sweep goes on as "
+            "its sweep.json says"
+        )
+    return from_dict(content["base"]), content["grid"], content["seeds"]
+
+
+def _select(sweep: SweepDirectory, runs: list[Run], *, retry_failed: bool) -> list[Run]:
+    done = ("finished",) if retry_failed else ("finished", "failed")
+    return [r for r in runs if not r.invalid and sweep.outcome(r.name).status not in done]
+
+
+def _conclude(sweep: SweepDirectory, runs: list[Run], signal_number: int, console: Console) -> int:
+    """Write and print what there is; return the exit status."""
+    points = collect(sweep, runs)
+    if any(point.measurements for point in points):
+        paths = [sweep.path / "table.csv", sweep.path / "figure.png"]
+        write_csv(points, paths[0])
+        figure(points, paths[1])
+        console.print(table(points))
+        console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True, highlight=False)
+    failed = [run for run in runs if not run.invalid and sweep.outcome(run.name).status == "failed"]
+    invalid = [run for run in runs if run.invalid]
+    for run in invalid:
+        line = f"[bold red]invalid[/] {escape(f'{run.name}: {run.invalid}')}"
+        console.print(line, soft_wrap=True, highlight=False)
+    for run in failed:
+        text = escape(f"{run.name}: {sweep.outcome(run.name).error}")
+        line = f"[bold red]failed[/] {text}\n  log: {escape(str(sweep.log_path(run.name)))}"
+        console.print(line, soft_wrap=True, highlight=False)
+    if failed:
+        console.print("--retry-failed goes on with failed runs", highlight=False)
+    if signal_number:
+        again = f"stopped; continue with: python -m deeprep.sweep {escape(str(sweep.path))}"
+        console.print(again, soft_wrap=True, highlight=False)
+        return 128 + signal_number
+    return int(bool(failed or invalid))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
