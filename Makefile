@@ -1,7 +1,8 @@
 # make demo      create .venv, install, build, train a small MLP and show its layers
 # make test      create .venv, install, build, run the test-suite
 # make lint      ruff, mypy, clang-format
-# make bench     time the core against one read of the features and against other libraries
+# make bench     time the core against one read of the features and other libraries; files against
+#                reading them, probes against the bare model, and several processes
 # make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make cuda-resources   compile the CUDA kernels for every architecture, no GPU needed, and compare
 #                       what they use with csrc/cuda/resources.md; WRITE=1 writes that table anew

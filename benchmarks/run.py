@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import sections
+from benchmarks import file_speed, probe_overhead, process_scaling, sections
 from benchmarks.cells import Cell, measure
 from benchmarks.roofline import draw
 from benchmarks.shapes import DTYPES, LABELLINGS, SHAPES, DTypeName, Labelling, Shape
@@ -32,7 +32,7 @@ from benchmarks.timing import last_level_cache
 from deeprep._files import atomic_path
 from deeprep.record import environment
 
-Section = Literal["cells", "small", "full", "metrics"]
+Section = Literal["cells", "small", "full", "metrics", "files", "probes", "processes"]
 
 _RESULTS = Path(__file__).parent / "results"
 _QUICK_RESULTS = Path("build/benchmarks-quick")
@@ -57,8 +57,9 @@ class Settings:
     """Also time other libraries."""
     slow: bool = False
     """Also time metrics at d = 4096 and K = 50,000: some minutes."""
-    sections: tuple[Section, ...] = ("cells", "small", "full", "metrics")
-    """Which measurements: the table of shapes, small updates, full=True, metrics (with --slow)."""
+    sections: tuple[Section, ...] = get_args(Section)
+    """Which measurements: the table of shapes, small updates, full=True, metrics (with --slow),
+    features on disk, analyze of whole models, several processes."""
     seconds: float = 4.0
     """Time spent on the update and the floor of each cell; at least five repeats are made."""
     budget: float = 30.0
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             task = progress.add_task(key.replace("_", " "), total=1)
             results[key] = [asdict(each) for each in call()]
             progress.advance(task)
-    _write_json(out / "results.json", results)
+            _write_json(out / "results.json", results)
     _write_csv(out / "cells.csv", _cell_rows(results["cells"]))
     _write_csv(out / "peers.csv", _peer_rows(results["cells"]))
     draw(results, out / "roofline.png")
@@ -155,6 +156,17 @@ def _other_sections(settings: Settings, num_threads: int) -> dict[str, Callable[
         )
     if "metrics" in settings.sections and (settings.slow or settings.quick):
         chosen["metric_times"] = partial(sections.metric_times, num_threads, settings.quick)
+    if "files" in settings.sections:
+        chosen["file_speeds"] = partial(
+            file_speed.file_speeds, num_threads, settings.seconds, settings.quick
+        )
+    if "probes" in settings.sections:
+        chosen["probe_overheads"] = partial(
+            probe_overhead.probe_overheads, num_threads, 5 * settings.seconds, settings.quick
+        )
+    if "processes" in settings.sections:
+        chosen["process_scalings"] = partial(process_scaling.process_scalings, settings.quick)
+        chosen["reduce_times"] = partial(process_scaling.reduce_times, settings.quick)
     return chosen
 
 
@@ -184,6 +196,10 @@ def _header(settings: Settings, num_threads: int) -> dict[str, Any]:
         "small_updates": [],
         "full_updates": [],
         "metric_times": [],
+        "file_speeds": [],
+        "probe_overheads": [],
+        "process_scalings": [],
+        "reduce_times": [],
     }
 
 

@@ -1,22 +1,16 @@
-"""The other measurements: small updates, the d x d scatter, and the metrics that cost something.
-
-Memory is measured in a process of its own, where nothing else has ever been allocated.
-"""
+"""The other measurements: small updates, the d x d scatter, and the metrics that cost something."""
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import deeprep
+from benchmarks.memory import extra_memory
 from benchmarks.shapes import Shape, make_features, make_labels
 from benchmarks.timing import (
     Call,
@@ -214,32 +208,3 @@ def prepare_pair_metric(shape: Shape, name: str) -> Call:
     s = _state_of_means(shape)
     getattr(metrics, name)(_state_of_means(Shape(0, 8, 8)))  # loads what loads only once
     return partial(getattr(metrics, name), s)
-
-
-def extra_memory(num_threads: int, prepare: Callable[..., Call], *arguments: object) -> int | None:
-    """Bytes by which calling what `prepare(*arguments)` returns raises the peak of its process.
-
-    The peak is VmHWM and not ru_maxrss: that one also counts the parent before exec. None where
-    there is no /proc.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak_growth, num_threads, prepare, *arguments).result()
-
-
-def _peak_growth(num_threads: int, prepare: Callable[..., Call], *arguments: object) -> int | None:
-    torch.set_num_threads(num_threads)
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    call = prepare(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _peak_bytes()
-    call()
-    return _peak_bytes() - before
-
-
-def _peak_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM")

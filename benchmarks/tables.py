@@ -3,53 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from rich.table import Table as RichTable
+from benchmarks.layout import Record, Table, bytes_text, seconds_text, shape_text, verdict
+from benchmarks.use_tables import use_tables
 
-Record = dict[str, Any]
 _FASTER_THAN_OTHERS = 5.0  # target of the median over cells
 _ORDER_TOLERANCE = 1.1  # sorted and skewed labels against shuffled ones
 _SCALING_TARGET = 0.9
 _FULL_TARGET = 1.15
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a header, rows of text, and notes below."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    notes: tuple[str, ...] = ()
-
-    def rich(self) -> RichTable:
-        """Lay it out for the terminal."""
-        table = RichTable(
-            title=self.title,
-            caption="\n".join(self.notes),
-            title_justify="left",
-            caption_justify="left",
-        )
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
-        for row in self.rows:
-            table.add_row(*(_coloured(cell) for cell in row))
-        return table
-
-    def markdown(self) -> str:
-        """Lay it out for the README."""
-        lines = ["| " + " | ".join(self.header) + " |"]
-        lines.append("|---|" + "---:|" * (len(self.header) - 1))
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        return "\n".join([*lines, "", *self.notes])
-
-
-def _coloured(cell: str) -> str:
-    colour = {"pass": "green", "miss": "red"}.get(cell)
-    return f"[{colour}]{cell}[/]" if colour else cell
 
 
 def tables(results: Record) -> list[Table]:
@@ -68,26 +29,41 @@ def tables(results: Record) -> list[Table]:
         made.append(full_table(results["full_updates"]))
     if results["metric_times"]:
         made.append(metrics_table(results["metric_times"]))
-    return made
+    return made + use_tables(results)
 
 
 def markdown(results: Record) -> str:
-    """Return the README's performance section: where it was measured, how, and two tables."""
+    """Return the README's performance section: where it was measured, how, and the tables."""
     machine, versions = results["machine"], results["versions"]
-    cells = [cell for cell in results["cells"] if cell["labelling"] == "shuffled"]
+    parts = [
+        f"`{results['command']}` on {machine['cpu']}, {machine['cores']} cores, "
+        f"{results['threads']} threads, {versions['core']['simd']}, "
+        f"torch {versions['core']['torch']}, commit {str(versions['commit'])[:12]}:"
+    ]
+    if results["cells"]:
+        parts.append(_cells_markdown(results["cells"]))
+    for table in use_tables(results):
+        parts += [f"{table.title}:", table.markdown()]
+    return "\n\n".join(parts)
+
+
+def _cells_markdown(cells: list[Record]) -> str:
+    """Shuffled labels, all of it in one table."""
     in_order = {
         _key(cell): f"{cell['timing']['ratio']:.2f}"
-        for cell in results["cells"]
+        for cell in cells
         if cell["labelling"] == "sorted"
     }
     rows = []
     for cell in cells:
+        if cell["labelling"] != "shuffled":
+            continue
         timing = cell["timing"]
         fastest, factor = fastest_peer(cell)
         rows.append(
             (
-                f"{_shape(cell)} {cell['dtype']}",
-                _seconds(timing["ours"]),
+                f"{shape_text(cell)} {cell['dtype']}",
+                seconds_text(timing["ours"]),
                 f"{cell['feature_bytes'] / timing['ours'] / 1e9:.1f}",
                 f"{timing['ratio']:.2f}",
                 f"{cell['target']:.2f}",
@@ -98,25 +74,10 @@ def markdown(results: Record) -> str:
             )
         )
     header = (
-        "N x d, K",
-        "update",
-        "GB/s",
-        "x floor",
-        "target",
-        "sorted labels",
-        "in cache",
-        "fastest other / ours",
-        "which",
+        *("N x d, K", "update", "GB/s", "x floor", "target", "sorted labels", "in cache"),
+        *("fastest other / ours", "which"),
     )
-    return "\n".join(
-        [
-            f"`{results['command']}` on {machine['cpu']}, {machine['cores']} cores, "
-            f"{results['threads']} threads, {versions['core']['simd']}, "
-            f"torch {versions['core']['torch']}, commit {str(versions['commit'])[:12]}:",
-            "",
-            Table("", header, rows, (_peers_note(cells),)).markdown(),
-        ]
-    )
+    return Table("", header, rows, (_peers_note(cells),)).markdown()
 
 
 def floor_table(cells: list[Record]) -> Table:
@@ -135,16 +96,16 @@ def floor_table(cells: list[Record]) -> Table:
             wanted = "-" if limit is None else f"{limit:.2f}"
         rows.append(
             (
-                _shape(cell),
+                shape_text(cell),
                 cell["dtype"],
                 cell["labelling"],
-                _seconds(timing["floor"]),
-                _seconds(timing["ours"]),
+                seconds_text(timing["floor"]),
+                seconds_text(timing["ours"]),
                 f"{cell['feature_bytes'] / timing['floor'] / 1e9:.1f}",
                 f"{cell['feature_bytes'] / timing['ours'] / 1e9:.1f}",
                 f"{timing['ratio']:.2f}",
                 wanted,
-                _verdict(passed) if wanted != "-" else "-",
+                verdict(passed) if wanted != "-" else "-",
             )
         )
     return Table(
@@ -181,13 +142,13 @@ def scaling_table(cells: list[Record]) -> Table:
         ours, floor = single["ours"] / timing["ours"], single["floor"] / timing["floor"]
         rows.append(
             (
-                _shape(cell),
+                shape_text(cell),
                 cell["dtype"],
                 f"{single['ratio']:.2f}",
                 f"{floor:.2f}",
                 f"{ours:.2f}",
                 f"{ours / floor:.2f}",
-                _verdict(ours >= _SCALING_TARGET * floor),
+                verdict(ours >= _SCALING_TARGET * floor),
             )
         )
     return Table(
@@ -208,7 +169,7 @@ def peers_table(cells: list[Record], dtype: str) -> Table:
         found = [_peer_cell(peer, ours) for peer in cell["peers"]]
         passed = factor is None or factor > 1.0
         fastest = "-" if factor is None else f"{factor:.1f}"
-        rows.append((_shape(cell), *found, fastest, _verdict(passed)))
+        rows.append((shape_text(cell), *found, fastest, verdict(passed)))
     return Table(
         f"Time of others over ours, {dtype}, shuffled labels",
         ("N x d, K", *names, "fastest", ""),
@@ -225,11 +186,11 @@ def small_table(records: list[Record]) -> Table:
     """(d) One Python call of a training loop."""
     rows = [
         (
-            _shape(record),
+            shape_text(record),
             f"{record['ours'] * 1e6:.1f} us",
             f"{record['floor'] * 1e6:.1f} us",
             f"{record['target'] * 1e6:.1f} us",
-            _verdict(record["ours"] <= record["target"]),
+            verdict(record["ours"] <= record["target"]),
         )
         for record in records
     ]
@@ -244,14 +205,14 @@ def full_table(records: list[Record]) -> Table:
     """(e) The d x d scatter."""
     rows = [
         (
-            _shape(record),
-            _seconds(record["ours"]),
-            _seconds(record["numpy_product"]),
-            _seconds(record["torch_product"]),
+            shape_text(record),
+            seconds_text(record["ours"]),
+            seconds_text(record["numpy_product"]),
+            seconds_text(record["torch_product"]),
             f"{record['ratio']:.2f}",
-            _bytes(record["extra_bytes"]),
-            _bytes(record["feature_bytes"]),
-            _verdict(record["ratio"] <= _FULL_TARGET),
+            bytes_text(record["extra_bytes"]),
+            bytes_text(record["feature_bytes"]),
+            verdict(record["ratio"] <= _FULL_TARGET),
         )
         for record in records
     ]
@@ -269,11 +230,11 @@ def metrics_table(records: list[Record]) -> Table:
             record["metric"],
             f"{record['num_classes']}",
             f"{record['num_features']}",
-            _seconds(record["ours"]),
+            seconds_text(record["ours"]),
             record["yardstick"],
-            _seconds(record["yardstick_seconds"]),
+            seconds_text(record["yardstick_seconds"]),
             f"{record['ours'] / record['yardstick_seconds']:.2f}",
-            _bytes(record["extra_bytes"]),
+            bytes_text(record["extra_bytes"]),
         )
         for record in records
     ]
@@ -295,10 +256,10 @@ def _peers_note(cells: list[Record]) -> str:
     if not factors:
         return "No other library was timed."
     median = statistics.median(factors)
-    verdict = _verdict(median >= _FASTER_THAN_OTHERS)
+    passed = verdict(median >= _FASTER_THAN_OTHERS)
     return (
         f"Fastest of the others over ours, median over {len(factors)} cells of both dtypes: "
-        f"{median:.1f} (target {_FASTER_THAN_OTHERS:.0f}: {verdict}), least {min(factors):.1f}."
+        f"{median:.1f} (target {_FASTER_THAN_OTHERS:.0f}: {passed}), least {min(factors):.1f}."
     )
 
 
@@ -317,21 +278,4 @@ def _dtypes_with_peers(cells: list[Record]) -> list[str]:
 
 
 def _key(cell: Record) -> tuple[str, str]:
-    return _shape(cell), cell["dtype"]
-
-
-def _shape(record: Record) -> str:
-    shape = record["shape"]
-    return f"{shape['num_rows']:,} x {shape['num_features']:,}, {shape['num_classes']:,}"
-
-
-def _verdict(passed: bool) -> str:
-    return "pass" if passed else "miss"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms"
-
-
-def _bytes(value: int | None) -> str:
-    return "-" if value is None else f"{value / 2**20:.0f} MiB"
+    return shape_text(cell), cell["dtype"]

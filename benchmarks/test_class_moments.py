@@ -95,7 +95,8 @@ def test_whole_command(quick: bool, tmp_path: Path, capsys: pytest.CaptureFixtur
     """`python -m benchmarks.run` from the first table to the README's."""
     if not quick:
         pytest.skip("takes part in --quick only")
-    chosen = ["--shapes", "20000x1024x10", "--out", str(tmp_path)]
+    cheap = ["--sections", "cells", "small", "full", "metrics"]
+    chosen = ["--shapes", "20000x1024x10", "--out", str(tmp_path), *cheap]
     assert run.main(["--quick", *chosen]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
         "results.json",

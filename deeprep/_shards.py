@@ -10,10 +10,9 @@ import bisect
 import glob
 import itertools
 import json
-import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deeprep import _validate
+from deeprep import _file_rows, _validate
+from deeprep._file_rows import Piece, Span
 
 _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {
@@ -42,6 +42,7 @@ _DTYPES = {
 }
 _DTYPE_OF = {code: dtype for dtype, codes in _DTYPES.items() for code in codes}
 _INTEGERS = tuple(dtype for dtype in _DTYPES if not dtype.is_floating_point)
+_NPY_HEADER_BYTES = 128  # of nearly every .npy file
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class ArrayFiles:
 
     def __init__(self, argument: Literal["features", "labels"], source: str | Path) -> None:
         num_axes = 2 if argument == "features" else 1
-        self._shards = [_open(argument, path, num_axes) for path in _paths(argument, str(source))]
+        alike: dict[bytes, tuple[_Shard, int]] = {}
+        self._shards = [
+            _open(argument, path, num_axes, alike) for path in _paths(argument, str(source))
+        ]
         _check_shards(
             self._shards, _validate.FEATURE_DTYPES if argument == "features" else _INTEGERS
         )
@@ -97,6 +101,7 @@ class ArrayFiles:
         self.row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape))
         rows = (shard.shape[0] for shard in self._shards)
         self._starts = list(itertools.accumulate(rows, initial=0))  # row of each shard, and the end
+        self._buffer = np.empty(0, np.uint8)  # kept: fresh pages cost more than what is copied
 
     @property
     def num_rows(self) -> int:
@@ -113,53 +118,68 @@ class ArrayFiles:
         shard = bisect.bisect_right(self._starts, row) - 1
         return self._shards[shard].name, row - self._starts[shard]
 
-    def blocks(self, max_rows: int, min_rows: int = 1) -> Iterator[tuple[int, int]]:
-        """Cut the rows into (begin, end) of at most `max_rows`, at the ends of the shards.
-
-        Where fewer than `min_rows` are left before such an end, that many are taken from beyond.
-        """
-        begin = 0
-        while begin < self.num_rows:
-            left = self._starts[bisect.bisect_right(self._starts, begin)] - begin
-            rows = -(-left // -(-left // max_rows))  # blocks of a shard as equal as can be
-            end = min(begin + max(rows, min(min_rows, max_rows)), self.num_rows)
-            yield begin, end
-            begin = end
+    def blocks(self, max_rows: int) -> list[tuple[int, int]]:
+        """Cut the rows into (begin, end) of at most `max_rows`, as equal as can be."""
+        if self.num_rows == 0:
+            return []
+        rows = -(-self.num_rows // -(-self.num_rows // max_rows))
+        return [
+            (begin, min(begin + rows, self.num_rows)) for begin in range(0, self.num_rows, rows)
+        ]
 
     def read(self, begin: int, end: int) -> Tensor:
         """Return rows begin to end, not to be written to: mapped if in one shard, else copied.
 
         What is mapped leaves the resident memory with the last reference to the tensor.
         """
-        shape = (end - begin, *self._row_shape)
-        pieces = list(self._pieces(begin, end))
-        if len(pieces) == 1 and pieces[0][1] % self.dtype.itemsize == 0:
-            content = _map(*pieces[0])
-        else:
-            content = torch.empty((end - begin) * self.row_bytes, dtype=torch.uint8)
-            filled = 0
-            for path, offset, size in pieces:
-                _copy(path, offset, content[filled : filled + size])
-                filled += size
-        return content.view(self.dtype).view(shape)
+        pieces = self._pieces(begin, end)
+        if len(pieces) == 1 and pieces[0].offset % self.dtype.itemsize == 0:
+            return self._as_rows(_file_rows.map_one(pieces[0]))
+        target = np.empty((end - begin) * self.row_bytes, np.uint8)
+        return self._as_rows(_file_rows.copy(pieces, target))
+
+    def read_apart(self, begin: int, end: int) -> tuple[Tensor, list[Span]]:
+        """Return a matrix with rows begin to end, and where in it they are; not to be written to.
+
+        Rows of several shards are mapped as well, where the system can, with rows between them that
+        mean nothing. What had to be copied is overwritten by the next call.
+        """
+        pieces = self._pieces(begin, end)
+        mapped = _file_rows.map_side_by_side(pieces, self.row_bytes, self.dtype.itemsize)
+        if mapped is not None:
+            content, spans = mapped
+            return self._as_rows(content), spans
+        size = (end - begin) * self.row_bytes
+        if self._buffer.size < size:
+            self._buffer = np.empty(size, np.uint8)
+        content = _file_rows.copy(pieces, self._buffer)
+        return self._as_rows(content), [Span(0, end - begin)]
 
     def prefetch(self, begin: int, end: int) -> None:
         """Let the system begin to read rows that will be asked for next, if it can."""
         if hasattr(os, "posix_fadvise"):
-            for path, offset, size in self._pieces(begin, end):
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            for piece in self._pieces(begin, end):
+                with piece.path.open("rb", buffering=0) as file:
+                    os.posix_fadvise(
+                        file.fileno(), piece.offset, piece.size, os.POSIX_FADV_WILLNEED
+                    )
 
-    def _pieces(self, begin: int, end: int) -> Iterator[tuple[Path, int, int]]:
-        """Path, offset and size of the bytes of rows begin to end, shard by shard."""
+    def _as_rows(self, content: _file_rows.Bytes) -> Tensor:
+        numbers = _validate.as_tensor("file", content).view(self.dtype)
+        return numbers.view(-1, *self._row_shape)
+
+    def _pieces(self, begin: int, end: int) -> list[Piece]:
+        """Where the bytes of rows begin to end are, shard by shard."""
+        pieces = []
         index = bisect.bisect_right(self._starts, begin) - 1
         while begin < end:
             shard, start = self._shards[index], self._starts[index]
             stop = min(end, self._starts[index + 1])
             if stop > begin:
                 offset = shard.offset + (begin - start) * self.row_bytes
-                yield shard.path, offset, (stop - begin) * self.row_bytes
+                pieces.append(Piece(shard.path, offset, (stop - begin) * self.row_bytes))
             begin, index = stop, index + 1
+        return pieces
 
 
 def _paths(argument: str, source: str) -> list[tuple[Path, str | None]]:
@@ -195,21 +215,38 @@ def _natural(path: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path
 
 
-def _open(argument: str, source: tuple[Path, str | None], num_axes: int) -> _Shard:
+def _open(
+    argument: str,
+    source: tuple[Path, str | None],
+    num_axes: int,
+    alike: dict[bytes, tuple[_Shard, int]],
+) -> _Shard:
     path, tensor = source
     if path.suffix == ".safetensors":
         shard = _open_safetensors(argument, path, tensor, num_axes)
     elif tensor is not None:
         raise ValueError(f"{argument} {path} is no safetensors file that could hold {tensor!r}")
     else:
-        shard = _open_npy(argument, path)
+        shard = _open_npy(argument, path, alike)
     if len(shard.shape) != num_axes or 0 in shard.shape[1:]:
         wanted = "(N, d)" if num_axes == 2 else "(N,)"
         raise ValueError(f"{argument} {shard.name} has shape {shard.shape}, expected {wanted}")
     return shard
 
 
-def _open_npy(argument: str, path: Path) -> _Shard:
+def _open_npy(argument: str, path: Path, alike: dict[bytes, tuple[_Shard, int]]) -> _Shard:
+    """Read the header of a .npy file, or find in `alike` what another with the same bytes says.
+
+    `alike` holds, by its header, a file with a header of the usual length, and where its array
+    ends: to have NumPy read the headers of many small files takes longer than their contents.
+    """
+    with path.open("rb", buffering=0) as file:
+        header = file.read(_NPY_HEADER_BYTES)
+        size = os.fstat(file.fileno()).st_size
+    if header in alike:
+        shard, end = alike[header]
+        if size >= end:
+            return _Shard(path, str(path), shard.shape, shard.dtype, shard.offset)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
@@ -224,7 +261,10 @@ def _open_npy(argument: str, path: Path) -> _Shard:
         )
     # The offset of a memmap without elements means nothing.
     offset = array.offset if isinstance(array, np.memmap) else 0
-    return _Shard(path, str(path), array.shape, array.dtype.str, offset)
+    shard = _Shard(path, str(path), array.shape, array.dtype.str, offset)
+    if offset == len(header):
+        alike[header] = shard, offset + array.nbytes
+    return shard
 
 
 def _open_safetensors(argument: str, path: Path, tensor: str | None, num_axes: int) -> _Shard:
@@ -272,36 +312,3 @@ def _check_shards(shards: list[_Shard], dtypes: Sequence[torch.dtype]) -> None:
                 f"{shard.name} has shape {shard.shape}, expected (N, {first.shape[1]}) as in "
                 f"{first.name}"
             )
-
-
-# -------------------------------------------------------------------- reading them
-
-
-def _map(path: Path, offset: int, size: int) -> Tensor:
-    """Map bytes of a file into a tensor of uint8."""
-    begin = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
-        try:
-            mapped = mmap.mmap(
-                file.fileno(),
-                offset + size - begin,
-                # All pages at once where the system can: that is cheaper than fault by fault.
-                flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0),
-                prot=mmap.PROT_READ,
-                offset=begin,
-            )
-        except ValueError as error:
-            raise ValueError(f"{path} became shorter while it was read") from error
-    return _validate.as_tensor("file", np.frombuffer(mapped, np.uint8, size, offset - begin))
-
-
-def _copy(path: Path, offset: int, target: Tensor) -> None:
-    """Fill a tensor of uint8 with bytes of a file."""
-    view = target.numpy().data
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while view.nbytes > 0:
-            count = file.readinto(view)
-            if not count:
-                raise ValueError(f"{path} became shorter while it was read")
-            view = view[count:]

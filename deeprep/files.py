@@ -1,18 +1,24 @@
 """Statistics of features that lie on disk: read once, memory-mapped, block by block.
 
-A block of rows is mapped, taken in and unmapped, so that what is resident is a block and the state,
-whatever the size of the files.
+A block of rows, of however many files, is mapped, taken in and unmapped, so that what is resident
+is a block and the state, whatever the size of the files. Labels are handled by NumPy alone: torch's
+threads spin for a while after they have worked, and would take the cores from ours.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprep import _validate
+from deeprep._file_rows import Span
 from deeprep._shards import ArrayFiles
 from deeprep.scatter import ClassScatter
 
@@ -20,9 +26,6 @@ __all__ = ["BATCH_BYTES", "class_scatter_of_files"]
 
 # Below 64 MiB starting and merging a batch shows; far above nothing is gained but resident memory.
 BATCH_BYTES = 2**27
-# A block of fewer rows per class than this costs more for the means it updates than for its rows:
-# shorter shards are copied together until there are as many.
-_MIN_ROWS_PER_CLASS = 8
 _LABEL_BYTES = 8  # of a label as the core takes it, whatever it is in the file
 _LABEL_CHECK_BYTES = 32  # with what is kept beside it while labels are checked
 
@@ -55,6 +58,8 @@ def class_scatter_of_files(
     ignore_index : label of rows to skip.
     batch_bytes : features and labels taken in at once, and about what is resident besides the
         state; the last bits of the result depend on it, and on how the features are cut into files.
+        Each batch reads and writes the means of its classes: where K*d is so large that a batch has
+        few rows of a class, a larger one is faster.
     progress : called with (rows done, N) after every batch.
 
     Returns
@@ -94,14 +99,18 @@ def class_scatter_of_files(
     )
     scatter = _empty_state(num_classes, x.num_columns, full, ignore_index)
     max_rows = max(1, batch_bytes // (x.row_bytes + _LABEL_BYTES))
-    blocks = list(x.blocks(max_rows, _MIN_ROWS_PER_CLASS * num_classes))
-    for block, following in itertools.zip_longest(blocks, blocks[1:]):
-        if following is not None:
-            x.prefetch(*following)
-        # No name for the block: it would stay mapped beside the next one.
-        scatter.update(x.read(*block), _as_labels(y.read(*block)))
-        if progress is not None:
-            progress(block[1], x.num_rows)
+    blocks = x.blocks(max_rows)
+    with ThreadPoolExecutor(1) as reader:
+        if blocks:
+            reader.submit(x.prefetch, *blocks[0])
+        for block, following in itertools.zip_longest(blocks, blocks[1:]):
+            batch = _batch(x, y, block, ignore_index)
+            if following is not None:
+                reader.submit(x.prefetch, *following)
+            scatter.update(*batch)
+            del batch  # or it would stay mapped beside the next one
+            if progress is not None:
+                progress(block[1], x.num_rows)
     return scatter
 
 
@@ -117,8 +126,36 @@ def _empty_state(
         ) from error
 
 
-def _as_labels(labels: Tensor) -> Tensor:
-    return labels if labels.dtype in _validate.LABEL_DTYPES else labels.long()
+def _batch(
+    features: ArrayFiles, labels: ArrayFiles, block: tuple[int, int], ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Return rows of features, with others between them perhaps, and the labels that skip those."""
+    rows, spans = features.read_apart(*block)
+    values = _read_labels(labels, block)
+    if len(values) < len(rows):
+        values = _spread(values, spans, len(rows), ignore_index)
+    if values.dtype not in (np.int32, np.int64):
+        values = values.astype(np.int64)
+    return rows, _validate.as_tensor("labels", values)
+
+
+def _spread(
+    labels: NDArray[Any], spans: Sequence[Span], num_rows: int, ignore_index: int
+) -> NDArray[np.int64]:
+    """Place labels at the rows of their features; rows between are skipped."""
+    spread = np.empty(num_rows, np.int64)
+    end = taken = 0
+    for span in spans:
+        spread[end : span.begin] = ignore_index
+        end = span.begin + span.rows
+        spread[span.begin : end] = labels[taken : taken + span.rows]
+        taken += span.rows
+    spread[end:] = ignore_index
+    return spread
+
+
+def _read_labels(labels: ArrayFiles, block: tuple[int, int]) -> NDArray[Any]:
+    return labels.read(*block).numpy()
 
 
 def _check_labels(
@@ -127,13 +164,13 @@ def _check_labels(
     """Check that every label is a class or ignored; return K."""
     low, high = 0, -1
     for block in labels.blocks(max_rows):
-        values = _as_labels(labels.read(*block))
-        least, most = (int(value) for value in values.aminmax())
+        values = _read_labels(labels, block)
+        least, most = int(values.min()), int(values.max())
         if least <= ignore_index <= most:
             values = values[values != ignore_index]
-            if values.numel() == 0:
+            if values.size == 0:
                 continue
-            least, most = (int(value) for value in values.aminmax())
+            least, most = int(values.min()), int(values.max())
         low, high = min(low, least), max(high, most)
     if num_classes is None:
         if high < 0 <= low:
@@ -147,10 +184,10 @@ def _check_labels(
 def _refuse_label(labels: ArrayFiles, num_classes: int, ignore_index: int, max_rows: int) -> None:
     """Raise for the first label that is no class, saying in which file it is."""
     for block in labels.blocks(max_rows):
-        values = _as_labels(labels.read(*block)).long()
+        values = _read_labels(labels, block).astype(np.int64)
         wrong = ((values < 0) | (values >= num_classes)) & (values != ignore_index)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0, 0])
+        if wrong.any():
+            row = int(wrong.argmax())
             name, row_in_file = labels.locate(block[0] + row)
             message = _validate.label_out_of_range(
                 row_in_file, int(values[row]), num_classes, ignore_index, whose=f" of {name}"

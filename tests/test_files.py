@@ -1,6 +1,7 @@
 """Features on disk: any format and any cut give the statistics of the whole, in bounded memory."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import deeprep
-from deeprep import ClassScatter, class_scatter, class_scatter_of_files
+from deeprep import ClassScatter, _file_rows, class_scatter, class_scatter_of_files
 from deeprep._shards import ArrayFiles
 
 FEATURES = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
@@ -82,21 +83,74 @@ def test_any_cut_into_files_and_blocks_gives_the_same(
 @given(
     shards=st.lists(st.integers(0, 30), min_size=1, max_size=8),
     max_rows=st.integers(1, 40),
-    min_rows=st.integers(1, 40),
 )
-def test_blocks_cover_the_rows_in_order_and_are_neither_long_nor_short(
-    tmp_path_factory, shards, max_rows, min_rows
-):
+def test_blocks_cover_the_rows_in_order(tmp_path_factory, shards, max_rows):
     folder = tmp_path_factory.mktemp("shards")
     rows = torch.arange(2.0 * sum(shards)).reshape(-1, 2)
     for i, part in enumerate(rows.split(shards)):
         write(folder / f"{i}.npy", part)
     array = ArrayFiles("features", folder)
-    blocks = list(array.blocks(max_rows, min_rows))
-    read = [array.read(*block) for block in blocks]
+    read = [array.read(*block) for block in array.blocks(max_rows)]
     assert torch.equal(torch.cat([rows[:0], *read]), rows)
-    assert all(len(block) <= max_rows for block in read)
-    assert all(len(block) >= min(min_rows, max_rows) for block in read[:-1])
+    assert all(0 < len(block) <= max_rows for block in read)
+
+
+# Long enough for a shard to be mapped and not copied: 2**18 bytes.
+@pytest.mark.parametrize("num_columns", [1, 7, 64, 257, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("label_dtype", [torch.int64, torch.uint8])
+def test_rows_of_many_shards_are_one_matrix(tmp_path, num_columns, dtype, label_dtype):
+    rows = 2**19 // (num_columns * dtype.itemsize)
+    cuts = [rows, 3 * rows - 1, 3 * rows - 1, 3 * rows + 1]
+    features = torch.randn(5 * rows, num_columns, generator=torch.Generator().manual_seed(0))
+    features = features.to(dtype)
+    for i, part in enumerate(features.tensor_split(cuts)):
+        write(tmp_path / f"x-{i}.npy", part)
+    array = ArrayFiles("features", f"{tmp_path}/x-*.npy")
+    found, spans = array.read_apart(5, 5 * rows - 5)
+    found = torch.cat([found[span.begin : span.begin + span.rows] for span in spans])
+    assert torch.equal(found, features[5:-5])
+    labels = torch.arange(5 * rows) % 11
+    path = write(tmp_path / "y.npy", labels.to(label_dtype))
+    s = class_scatter_of_files(f"{tmp_path}/x-*.npy", path, full=num_columns < 100, ignore_index=3)
+    expected = class_scatter(features, labels, full=num_columns < 100, ignore_index=3)
+    assert_same(s, expected)
+    if s.full:
+        scale = expected.pooled_scatter.abs().max().item()
+        torch.testing.assert_close(
+            s.pooled_scatter, expected.pooled_scatter, rtol=0, atol=1e-6 * scale
+        )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone maps at an address")
+def test_shards_of_a_usual_size_are_not_copied(tmp_path, monkeypatch):
+    features = torch.randn(12_000, 60, generator=torch.Generator().manual_seed(0))
+    for i, part in enumerate(features.split(3_000)):
+        write(tmp_path / f"x-{i}.npy", part)
+    labels = write(tmp_path / "y.npy", torch.arange(12_000) % 4)
+    monkeypatch.setattr(_file_rows, "copy", None)
+    class_scatter_of_files(f"{tmp_path}/x-*.npy", labels)
+
+
+def test_without_a_mapping_at_an_address_shards_are_copied(tmp_path, monkeypatch):
+    features = torch.randn(12_000, 60, generator=torch.Generator().manual_seed(0))
+    for i, part in enumerate(features.split(3_000)):
+        write(tmp_path / f"x-{i}.npy", part)
+    labels = torch.arange(12_000) % 4
+    path = write(tmp_path / "y.npy", labels)
+    monkeypatch.setattr(_file_rows, "_map_at", lambda: None)
+    s = class_scatter_of_files(f"{tmp_path}/x-*.npy", path, batch_bytes=2**20)
+    assert_same(s, class_scatter(features, labels))
+
+
+def test_a_shard_like_another_but_cut_short_is_refused(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"x-{i}.npy", FEATURES)
+    labels = write(tmp_path / "y.npy", LABELS.repeat(3))
+    whole = (tmp_path / "x-2.npy").read_bytes()
+    (tmp_path / "x-2.npy").write_bytes(whole[:-4])
+    with pytest.raises(ValueError, match=r"x-2\.npy is cut short"):
+        class_scatter_of_files(f"{tmp_path}/x-*.npy", labels)
 
 
 def test_one_file_may_hold_both_and_a_name_chooses(tmp_path):
@@ -143,7 +197,7 @@ def _peak_bytes(name):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is known on Linux")
-@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("num_shards", [1, 3, 100])
 def test_what_is_resident_does_not_grow_with_the_files(tmp_path, num_shards):
     rows = 400_000 // num_shards
     for i in range(num_shards):
@@ -251,9 +305,11 @@ def test_a_label_too_large_for_any_state_is_named(tmp_path):
         class_scatter_of_files(write(tmp_path / "x.npy", FEATURES), labels)
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_crash(tmp_path, cut):
-    parts = FEATURES.split(50) if cut else [FEATURES]
+# Mapped, copied and, of many columns, mapped side by side.
+@pytest.mark.parametrize(("cut", "num_columns"), [(False, 7), (True, 7), (True, 14_000)])
+def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_crash(tmp_path, cut, num_columns):
+    features = FEATURES.repeat(1, num_columns // 7)
+    parts = features.split(50) if cut else [features]
     for i, part in enumerate(parts):
         write(tmp_path / f"x-{i}.npy", part)
     labels = write(tmp_path / "y.npy", LABELS)
@@ -263,7 +319,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_crash(tmp_path,
             file.truncate(300)
 
     with pytest.raises(ValueError, match="became shorter while it was read"):
-        class_scatter_of_files(f"{tmp_path}/x-*", labels, batch_bytes=30 * 28, progress=shrink)
+        class_scatter_of_files(
+            f"{tmp_path}/x-*", labels, batch_bytes=35 * 4 * num_columns, progress=shrink
+        )
 
 
 def test_settings_out_of_range_are_refused(tmp_path):

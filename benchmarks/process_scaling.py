@@ -1,0 +1,235 @@
+"""One data set split over processes: how long their updates and `all_reduce` take, and how exact.
+
+Every process has one thread and its share of the rows, and talks to the others through gloo on this
+machine; with more processes than cores they only take turns. What counts is the slowest of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+import deeprep
+from benchmarks.shapes import Shape, make_features, make_labels
+
+NUM_PROCESSES = (1, 2, 4)
+DATA = Shape(200_000, 512, 100)
+STATES = (Shape(0, 512, 10), Shape(0, 2048, 1000), Shape(0, 1024, 10_000))
+_EXACTNESS_DATA = Shape(20_000, 64, 11)
+_EXACTNESS_DTYPES = (torch.float64, torch.float32)
+_REPEATS = 7
+_TIMEOUT = datetime.timedelta(seconds=120)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ProcessScaling:
+    """Median seconds of the slowest process, and how far the result is from one process's.
+
+    The differences are the largest over classes: of the mean over its length, of sumsq over itself,
+    for float64 and for float32 features, whose chunks depend on the split.
+    """
+
+    shape: Shape
+    num_processes: int
+    num_cores: int
+    update: float
+    all_reduce: float
+    means_float64: float
+    sumsq_float64: float
+    means_float32: float
+    sumsq_float32: float
+
+
+@dataclass(frozen=True)
+class ReduceTime:
+    """Median seconds of `all_reduce` of one state, of one read of it, and of a bare all_reduce.
+
+    The bare one is `torch.distributed.all_reduce` of a K x d float64 tensor.
+    """
+
+    shape: Shape
+    num_processes: int
+    num_cores: int
+    state_bytes: int
+    all_reduce: float
+    bare_all_reduce: float
+    read: float
+
+
+def process_scalings(quick: bool = False) -> list[ProcessScaling]:
+    """Measure one data set on each number of processes; `quick` takes a small one, once, on two."""
+    shape = DATA.quick() if quick else DATA
+    alone: list[_State] = []
+    results = []
+    for size in NUM_PROCESSES[:2] if quick else NUM_PROCESSES:
+        found = _run(size, _split, shape, 1 if quick else _REPEATS)
+        alone = alone or found[0].states
+        double, single = (
+            [_difference(rank.states[i], alone[i]) for rank in found]
+            for i in range(len(_EXACTNESS_DTYPES))
+        )
+        results.append(
+            ProcessScaling(
+                shape=shape,
+                num_processes=size,
+                num_cores=_num_cores(),
+                update=_slowest([rank.updates for rank in found]),
+                all_reduce=_slowest([rank.reduces for rank in found]),
+                means_float64=max(means for means, _ in double),
+                sumsq_float64=max(sumsq for _, sumsq in double),
+                means_float32=max(means for means, _ in single),
+                sumsq_float32=max(sumsq for _, sumsq in single),
+            )
+        )
+    return results
+
+
+def reduce_times(quick: bool = False) -> list[ReduceTime]:
+    """Time `all_reduce` alone, of states of several sizes."""
+    shapes = (Shape(0, 16, 10),) if quick else STATES
+    results = []
+    for size in NUM_PROCESSES[1:2] if quick else NUM_PROCESSES[1:]:
+        found = _run(size, _reduce_alone, shapes, 1 if quick else _REPEATS)
+        for i, shape in enumerate(shapes):
+            ours, bare, read = (_slowest([rank[i][j] for rank in found]) for j in range(3))
+            results.append(
+                ReduceTime(shape, size, _num_cores(), shape.state_bytes, ours, bare, read)
+            )
+    return results
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _slowest(of_ranks: list[list[float]]) -> float:
+    """Median over repeats of the time of the slowest rank."""
+    return float(statistics.median(max(times) for times in zip(*of_ranks, strict=True)))
+
+
+def _difference(found: _State, expected: _State) -> tuple[float, float]:
+    """Largest relative difference of a class's mean and of its sum of squares."""
+    if not torch.equal(found.counts, expected.counts):
+        raise AssertionError(
+            f"counts are {found.counts.tolist()}, expected {expected.counts.tolist()}"
+        )
+    lengths = torch.linalg.vector_norm(expected.means, dim=1)
+    means = torch.linalg.vector_norm(found.means - expected.means, dim=1) / lengths
+    sumsq = (found.sumsq - expected.sumsq).abs() / expected.sumsq
+    return float(means.max()), float(sumsq.max())
+
+
+# --------------------------------------------------------------------- processes
+
+
+class _State(NamedTuple):
+    counts: Tensor
+    means: Tensor
+    sumsq: Tensor
+
+
+class _Found(NamedTuple):
+    """What one process finds: seconds of each repeat, and the merged state for each dtype."""
+
+    updates: list[float]
+    reduces: list[float]
+    states: list[_State]
+
+
+def _run(size: int, task: Callable[..., T], *arguments: object) -> list[T]:
+    """Return what the task returns in each of `size` processes of one group."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(size, mp_context=context) as pool,
+    ):
+        place = Path(folder) / "rendezvous"
+        # No process finishes before all have begun, so each gets one rank.
+        ranks = [pool.submit(_as_rank, rank, size, place, task, arguments) for rank in range(size)]
+        return [rank.result() for rank in ranks]
+
+
+def _as_rank(
+    rank: int, size: int, place: Path, task: Callable[..., T], arguments: tuple[object, ...]
+) -> T:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{place}", rank=rank, world_size=size, timeout=_TIMEOUT
+    )
+    try:
+        return task(*arguments)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _share(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the features and labels of this process."""
+    labels = make_labels(shape, "shuffled")
+    features = make_features(shape, labels, "float32")
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    rows = slice(rank * len(labels) // size, (rank + 1) * len(labels) // size)
+    return features[rows].to(dtype, copy=True), labels[rows].clone()
+
+
+def _timed(call: Callable[[], object]) -> float:
+    distributed.barrier()
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _split(shape: Shape, repeats: int) -> _Found:
+    features, labels = _share(shape, torch.float32)
+    s = deeprep.ClassScatter(shape.num_classes, shape.num_features)
+    updates, reduces = [], []
+    for _ in range(1 + repeats):
+        s.reset()
+        updates.append(_timed(lambda: s.update(features, labels)))
+        reduces.append(_timed(s.all_reduce))
+    if s.num_samples != shape.num_rows:
+        raise AssertionError(f"{s.num_samples} samples, expected {shape.num_rows}")
+    states = [_merged_state(_EXACTNESS_DATA, dtype) for dtype in _EXACTNESS_DTYPES]
+    return _Found(updates[1:], reduces[1:], states)  # without the warm-up
+
+
+def _merged_state(shape: Shape, dtype: torch.dtype) -> _State:
+    features, labels = _share(shape, dtype)
+    s = deeprep.ClassScatter(shape.num_classes, shape.num_features)
+    s.update(features, labels)
+    s.all_reduce()
+    return _State(s.counts, s.means, s.sumsq)
+
+
+def _reduce_alone(shapes: Sequence[Shape], repeats: int) -> list[list[list[float]]]:
+    """Seconds of all_reduce, of the bare one and of a read, for each shape."""
+    return [_reduce_state(shape, repeats) for shape in shapes]
+
+
+def _reduce_state(shape: Shape, repeats: int) -> list[list[float]]:
+    s = deeprep.ClassScatter(shape.num_classes, shape.num_features)
+    s.means.normal_(generator=torch.Generator().manual_seed(distributed.get_rank()))
+    bare = s.means.clone()
+    times = []
+    for _ in range(1 + repeats):
+        s.counts.fill_(10)
+        s.sumsq.fill_(9.0 * shape.num_features)
+        ours = _timed(s.all_reduce)
+        bare.copy_(s.means)
+        times.append((ours, _timed(lambda: distributed.all_reduce(bare)), _timed(s.means.sum)))
+    return [list(each) for each in zip(*times[1:], strict=True)]  # without the warm-up
