@@ -1,7 +1,8 @@
-"""Writing files so that a reader never finds half of one."""
+"""Files: their order by name, and writing them so that a reader never finds half of one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +26,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def natural_order(path: str) -> tuple[list[str | int], str]:
+    """Return a sort key under which 2 comes before 10, and 02 beside it.
+
+    >>> sorted(["part-10", "part-2"], key=natural_order)
+    ['part-2', 'part-10']
+    """
+    parts = re.split(r"(\d+)", path)  # text and digits in turn
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path

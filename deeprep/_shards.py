@@ -11,7 +11,6 @@ import glob
 import itertools
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from deeprep import _file_rows, _validate
 from deeprep._file_rows import Piece, Span
+from deeprep._files import natural_order
 
 _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {
@@ -206,13 +206,7 @@ def _paths(argument: str, source: str) -> list[tuple[Path, str | None]]:
     for each in found:
         if not each.endswith(_SUFFIXES):
             raise ValueError(f"{argument} {each} must be a .npy or a .safetensors file")
-    return [(Path(each), tensor) for each in sorted(found, key=_natural)]
-
-
-def _natural(path: str) -> tuple[list[str | int], str]:
-    """Sort key under which 2 comes before 10, and 02 beside it."""
-    parts = re.split(r"(\d+)", path)  # text and digits in turn
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path
+    return [(Path(each), tensor) for each in sorted(found, key=natural_order)]
 
 
 def _open(

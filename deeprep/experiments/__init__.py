@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "rates": "deeprep.experiments.rates",
     "init-scale": "deeprep.experiments.init_scale",
     "fig6": "deeprep.experiments.fig6",
+    "errata": "deeprep.experiments.errata",
 }
 """Name of every experiment -> its module, in the order of `all`."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.nn.parameter import is_lazy
 
-from deeprep._shards import _natural
+from deeprep._files import natural_order
 
 __all__ = ["fit_state", "listed", "load_state", "num_outputs_of", "read_state", "weight_files"]
 
@@ -51,7 +51,7 @@ def weight_files(sources: Sequence[str | Path]) -> list[Path]:
             missing = "matches no file" if glob.has_magic(source) else "does not exist"
             raise FileNotFoundError(f"weights {source} {missing}")
         found += matches
-    return list(dict.fromkeys(map(Path, sorted(found, key=_natural))))
+    return list(dict.fromkeys(map(Path, sorted(found, key=natural_order))))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
