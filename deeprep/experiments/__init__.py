@@ -18,6 +18,8 @@ EXPERIMENTS = {
     "rates": "deeprep.experiments.rates",
     "init-scale": "deeprep.experiments.init_scale",
     "fig6": "deeprep.experiments.fig6",
+    "fig8": "deeprep.experiments.fig8",
+    "text": "deeprep.experiments.text",
     "errata": "deeprep.experiments.errata",
 }
 """Name of every experiment -> its module, in the order of `all`."""

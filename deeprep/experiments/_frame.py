@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -127,11 +128,14 @@ class Options:
         How many seeds; None for the experiment's own number.
     device
         Where to compute.
+    data
+        A file of labelled sentences, for the one experiment that takes data of one's own.
     """
 
     full: bool = False
     seeds: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,8 @@ class Experiment:
         The verdicts, from the numbers alone.
     plot
         The figure, from the numbers alone.
+    takes_data
+        Whether it computes on the file `Options.data`.
     """
 
     name: str
@@ -166,6 +172,7 @@ class Experiment:
     compute: Callable[[Options, Workspace], Numbers]
     check: Callable[[Numbers], list[Check]]
     plot: Callable[[Numbers], Figure]
+    takes_data: bool = False
 
     def num_seeds(self, options: Options) -> int:
         """Return the number of seeds that these options mean."""

@@ -184,6 +184,7 @@ def perform(
     workspace = Workspace(directory, resume=resume, say=say)
     numbers = experiment.compute(options, workspace)
     size = " --full" if options.full else ""
+    data = f" --data {options.data.name}" if options.data and experiment.takes_data else ""
     result = Result(
         name=experiment.name,
         title=experiment.title,
@@ -196,7 +197,7 @@ def perform(
         seconds=math.fsum(workspace.seconds.values()),
         parts=workspace.seconds,
         environment=environment(options.device),
-        command=f"python -m deeprep.experiments {experiment.name}{size} --seeds {seeds}",
+        command=f"python -m deeprep.experiments {experiment.name}{size}{data} --seeds {seeds}",
     )
     _write(directory / "result.json", asdict(result))
     save_figure(experiment.plot(numbers), directory / "figure.png")
