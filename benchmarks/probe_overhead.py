@@ -104,8 +104,9 @@ CASES: tuple[tuple[str, Reduce], ...] = (
 
 
 def probe_overheads(num_threads: int, seconds: float, quick: bool = False) -> list[ProbeOverhead]:
-    """Measure every case; `quick` runs four images once and leaves memory out."""
-    return [_measure(name, reduce, num_threads, seconds, quick) for name, reduce in CASES]
+    """Measure every case; `quick` runs four images once, on one thread, and leaves memory out."""
+    with threads(1 if quick else num_threads):
+        return [_measure(name, reduce, num_threads, seconds, quick) for name, reduce in CASES]
 
 
 def _measure(

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from deeprep import _validate

@@ -69,6 +69,14 @@ def test_default_init_is_that_of_pytorch():
     torch.testing.assert_close(model.layer1.linear.weight, nn.Linear(6, 5, bias=False).weight)
 
 
+def test_a_stack_of_resolved_settings_can_keep_pytorchs_init():
+    settings = resolve(Settings(model=ModelSettings(init="default", depth=2, width=5)))
+    torch.manual_seed(0)
+    model = build_model(settings.model, (6,), 3)
+    torch.manual_seed(0)
+    torch.testing.assert_close(model.layer1.linear.weight, nn.Linear(6, 5, bias=False).weight)
+
+
 def test_torchvision_models_accept_small_grey_images():
     model = build("resnet18", (1, 8, 8), 7)
     assert isinstance(model, VisionModel)

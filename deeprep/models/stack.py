@@ -125,7 +125,7 @@ class LayerStack(nn.Module):
             batch_norm=settings.batch_norm,
             bias=settings.bias,
             init=chosen(settings.init),
-            init_scale=chosen(settings.init_scale),
+            init_scale=1.0 if settings.init_scale is None else settings.init_scale,
         )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
