@@ -75,6 +75,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet 'deeprep[bench]'
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# mypy follows the optional packages too.
+$(VENV)/.installed-dev: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --group dev
 	@touch $@
