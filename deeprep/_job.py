@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from deeprep._device import choose_device
 from deeprep._ranks import Ranks
 from deeprep._torchrun import local_rank
 from deeprep._validate import require
 from deeprep.config import Settings, chosen
 from deeprep.data import Batches, Data
 from deeprep.models import build_model
-from deeprep.ops import build_info
 from deeprep.train import make_optimizer
 
 _MEASUREMENT_BATCH = 1024  # samples; bounds the memory that feature maps take while measuring
@@ -29,19 +29,14 @@ def prepare_device(settings: Settings, ranks: Ranks | None) -> torch.device:
     ValueError
         A GPU is asked for and cannot be used, or there are too few of them.
     """
-    name = settings.run.device
-    lacks = "PyTorch finds no GPU" if not torch.cuda.is_available() else ""
-    if not build_info()["cuda"]:  # then nothing on a GPU can be measured
-        lacks = lacks or "the compiled core was built without CUDA"
-    if name == "cuda" and lacks:
-        raise ValueError(f"device must be cpu or auto where {lacks}, got cuda")
-    if name == "cpu" or lacks:
-        return torch.device("cpu")
+    device = choose_device(settings.run.device)
+    if device.type == "cpu":
+        return device
     # cuBLAS is deterministic only with a workspace of fixed size, read when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     if ranks is None:
-        return torch.device("cuda")
+        return device
     gpus, number = torch.cuda.device_count(), local_rank()
     require("nproc-per-node", number + 1, number < gpus, f"at most {gpus}, the GPUs there are")
     torch.cuda.set_device(number)

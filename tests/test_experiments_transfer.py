@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from deeprep.data import TextBatches, TextData, load_text
+from deeprep.data.tokenizers import WordTokenizer
 from deeprep.experiments import __main__, fig8, text
 from deeprep.experiments._frame import Options
 from deeprep.models.projection import ProjectionNetwork, conv_extractor, resnet50_extractor
-from deeprep.models.sentence import SentenceEncoder, WordTokenizer
+from deeprep.models.sentence import SentenceEncoder
 from deeprep.probe import analyze
 
 CPU = torch.device("cpu")

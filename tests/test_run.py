@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import deeprep._job
+import deeprep._device
 import deeprep.run
 from deeprep import plots
 from deeprep.config import (
@@ -272,7 +272,7 @@ def test_wrong_choices_name_the_allowed_ones(capsys):
 
 def test_a_gpu_is_used_only_if_the_core_can_measure_on_it(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(deeprep._job, "build_info", lambda: {"cuda": False})
+    monkeypatch.setattr(deeprep._device, "build_info", lambda: {"cuda": False})
     settings = small_settings(tmp_path, epochs=1)
     automatic = replace(settings, run=replace(settings.run, device="auto"))
     assert run(automatic).settings().run.device == "cpu"

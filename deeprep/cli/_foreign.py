@@ -1,4 +1,4 @@
-"""Running code that is not ours: where it is found and runs, its errors and its warnings."""
+"""Running code that is not ours: where it is found, its errors and its warnings."""
 
 from __future__ import annotations
 
@@ -12,29 +12,10 @@ import torch
 
 from deeprep.cli._shared import ERRORS, print_warning
 from deeprep.models.loaded import describe_error, is_ours
-from deeprep.ops import build_info
 
-__all__ = ["choose_device", "errors_of", "importable_here", "printed_warnings"]
+__all__ = ["errors_of", "importable_here", "printed_warnings"]
 
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name; auto is the GPU if there is one that deeprep can use."""
-    lacks = "" if torch.cuda.is_available() else "PyTorch finds no GPU"
-    if not build_info()["cuda"]:
-        lacks = lacks or "the compiled core was built without CUDA"
-    if name == "auto":
-        return torch.device("cpu" if lacks else "cuda")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and lacks:
-        raise ValueError(f"device must be cpu or auto where {lacks}, got {name}")
-    return device
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 import torch
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from deeprep._device import choose_device
 from deeprep._evaluation import evaluation_mode
 from deeprep._validate import check_positive
 from deeprep.cli._analysis import Analysis, check_directory, checkpoint_names
-from deeprep.cli._foreign import choose_device, errors_of, importable_here, printed_warnings
+from deeprep.cli._foreign import errors_of, importable_here, printed_warnings
 from deeprep.cli._shared import ERRORS, Json, Result, print_error, progress_bar
 from deeprep.config import DataSettings
 from deeprep.data import (

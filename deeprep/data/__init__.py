@@ -15,7 +15,8 @@ from deeprep.data.files import load_cifar, load_idx
 from deeprep.data.images import load_digits, load_image_folder
 from deeprep.data.synthetic import orthogonal
 from deeprep.data.tensors import Batches, Data, RawData, select, standardize
-from deeprep.data.text import ByteTokenizer, TextBatches, TextData, load_text
+from deeprep.data.text import TextBatches, TextData, load_text
+from deeprep.data.tokenizers import ByteTokenizer, WordTokenizer
 
 if TYPE_CHECKING:
     from deeprep.config import DataSettings
@@ -27,6 +28,7 @@ __all__ = [
     "DatasetName",
     "TextBatches",
     "TextData",
+    "WordTokenizer",
     "load_configured_data",
     "load_data",
     "load_text",

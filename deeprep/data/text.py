@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from deeprep._validate import check_positive
 from deeprep.data.tensors import RawData, select
+from deeprep.data.tokenizers import Tokenizer
 
-__all__ = ["TEXT_SUFFIXES", "ByteTokenizer", "TextBatches", "TextData", "Tokenizer", "load_text"]
+__all__ = ["TEXT_SUFFIXES", "TextBatches", "TextData", "load_text"]
 
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 TEXT_SUFFIXES = (*_DELIMITERS, ".jsonl")
@@ -56,61 +57,6 @@ class TextData:
     def num_classes(self) -> int:
         """K, the number of classes."""
         return len(self.class_names)
-
-
-class Tokenizer(Protocol):
-    """What `TextBatches` asks of a tokenizer: a call as those of Hugging Face take it."""
-
-    def __call__(
-        self,
-        text: list[str],
-        *,
-        padding: bool,
-        truncation: bool,
-        max_length: int,
-        return_tensors: str,
-    ) -> Mapping[str, Any]:
-        """Return `input_ids` and `attention_mask`, both (N, T), for N sentences."""
-        ...
-
-
-class ByteTokenizer:
-    """Sentences as the bytes of their UTF-8: byte b is id b + 1, and id 0 pads on the right.
-
-    Needs no vocabulary, so it serves models that bring no tokenizer of their own; an embedding for
-    it has `vocab_size` rows.
-
-    >>> ids = ByteTokenizer()(["ab", "c"])
-    >>> ids["input_ids"].tolist(), ids["attention_mask"].tolist()
-    ([[98, 99], [100, 0]], [[1, 1], [1, 0]])
-    """
-
-    vocab_size = 257
-
-    def __call__(
-        self,
-        text: list[str],
-        *,
-        padding: bool = True,
-        truncation: bool = True,
-        max_length: int = 512,
-        return_tensors: str = "pt",
-    ) -> dict[str, Tensor]:
-        """Return ids and mask, (N, T) int64, T <= max_length bytes.
-
-        The arguments are those of Hugging Face's tokenizers, but only their values here will do.
-        """
-        if not padding or not truncation or return_tensors != "pt":
-            given = f"{padding}, {truncation}, {return_tensors!r}"
-            raise ValueError(
-                f"padding, truncation, return_tensors are {given}, expected True, True, 'pt'"
-            )
-        # Copied, because torch warns of memory that must not be written to.
-        rows = [np.frombuffer(s.encode()[:max_length], np.uint8).astype(np.int64) for s in text]
-        ids = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(row + 1) for row in rows], batch_first=True
-        )
-        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
 def load_text(
@@ -197,6 +143,7 @@ class TextBatches:
     ValueError, TypeError
         A batch size or length below 1.
 
+    >>> from deeprep.data import ByteTokenizer
     >>> text = TextData(["yes", "no", "nope"], torch.tensor([1, 0, 0]), ("no", "yes"), "example")
     >>> batches = TextBatches(text, ByteTokenizer(), batch_size=2, max_length=8)
     >>> [(tuple(inputs["input_ids"].shape), labels.tolist()) for inputs, labels in batches]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from rich import box
 from rich.console import Console
@@ -16,10 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from deeprep._device import choose_device
 from deeprep.experiments import EXPERIMENTS, load_experiment, report
 from deeprep.experiments._frame import Options
 from deeprep.experiments._results import perform
-from deeprep.ops import build_info
 
 __all__ = ["main"]
 
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         experiments = [load_experiment(name) for name in names]
         if command.data and not any(experiment.takes_data for experiment in experiments):
             raise ValueError(f"data is {command.data}, which {', '.join(names)} cannot use")
-        options = Options(command.full, command.seeds, _device(command.device), command.data)
+        options = Options(command.full, command.seeds, choose_device(command.device), command.data)
     except ValueError as error:
         complain(str(error))
         return 1
@@ -114,15 +113,6 @@ def _list() -> Table:
         experiment = load_experiment(name)
         table.add_row(name, f"[bold]{escape(experiment.title)}[/]\n{escape(experiment.claim)}")
     return table
-
-
-def _device(name: str) -> torch.device:
-    lacks = "" if torch.cuda.is_available() else "PyTorch finds no GPU"
-    if not build_info()["cuda"]:  # then nothing on a GPU can be measured
-        lacks = lacks or "the compiled core was built without CUDA"
-    if name == "cuda" and lacks:
-        raise ValueError(f"device must be cpu or auto where {lacks}, got cuda")
-    return torch.device("cpu" if name == "cpu" or lacks else "cuda")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ layers are less collapsed, and transfer better. The settings are not released.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -59,6 +59,19 @@ class Transfer:
     optimization: OptimizationSettings
 
 
+# Of the reduced size; the full one differs in what `FULL` replaces.
+_OPTIMIZATION = OptimizationSettings(
+    loss="cross-entropy",
+    optimizer="sgd",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=3e-3,
+    schedule="cosine",
+    final_lr=0.01,
+    epochs=40,
+    batch_size=50,
+    stop_loss=0.0,
+)
 REDUCED = Transfer(
     source="fashion-mnist",
     source_classes=(0, 1, 2, 3, 4),
@@ -69,18 +82,7 @@ REDUCED = Transfer(
     held_out=1000,
     channels=16,
     head_width=128,
-    optimization=OptimizationSettings(
-        loss="cross-entropy",
-        optimizer="sgd",
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=3e-3,
-        schedule="cosine",
-        final_lr=0.01,
-        epochs=40,
-        batch_size=50,
-        stop_loss=0.0,
-    ),
+    optimization=_OPTIMIZATION,
 )
 FULL = Transfer(
     source="cifar100",
@@ -92,18 +94,8 @@ FULL = Transfer(
     held_out=1000,
     channels=None,
     head_width=2048,
-    optimization=OptimizationSettings(
-        loss="cross-entropy",
-        optimizer="sgd",
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=5e-4,
-        schedule="cosine",
-        final_lr=0.01,
-        epochs=100,
-        batch_size=128,
-        stop_loss=0.0,
-        dtype="bf16",
+    optimization=replace(
+        _OPTIMIZATION, weight_decay=5e-4, epochs=100, batch_size=128, dtype="bf16"
     ),
 )
 

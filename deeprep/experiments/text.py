@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from deeprep._files import atomic_path
 from deeprep.config import OptimizationSettings
 from deeprep.data import Batches, TextBatches, TextData, load_text
+from deeprep.data.tokenizers import WordTokenizer
 from deeprep.experiments._deep_linear import one_thread
 from deeprep.experiments._frame import (
     Check,
@@ -36,7 +37,7 @@ from deeprep.experiments._frame import (
 )
 from deeprep.experiments._layer_panels import Curve, layer_panels
 from deeprep.experiments._results import Workspace
-from deeprep.models.sentence import SentenceEncoder, WordTokenizer
+from deeprep.models.sentence import SentenceEncoder
 from deeprep.probe import analyze
 from deeprep.theory import fit_line
 from deeprep.train import evaluate, make_optimizer, train

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from deeprep.data.text import ByteTokenizer, Tokenizer
+from deeprep.data.tokenizers import ByteTokenizer, Tokenizer
 from deeprep.models import STACKS
 from deeprep.models.hugging_face import load_hugging_face
 from deeprep.models.loaded import LoadedModel, check_images, describe_error, import_extra

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deeprep.data.text import Tokenizer
+from deeprep.data.tokenizers import Tokenizer
 from deeprep.models.vision import FittedImages
 from deeprep.models.weights import fit_state, load_state, num_outputs_of, read_state
 

@@ -1,0 +1,34 @@
+"""Which device a command runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from deeprep.ops import build_info
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; auto is the GPU if there is one that deeprep can use.
+
+    Raises
+    ------
+    ValueError
+        For another name than auto, cpu, cuda or cuda:N, and for a GPU that cannot be used.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    lacks = "" if torch.cuda.is_available() else "PyTorch finds no GPU"
+    if not build_info()["cuda"]:  # then nothing on a GPU can be measured
+        lacks = lacks or "the compiled core was built without CUDA"
+    if name == "auto":
+        return torch.device("cpu" if lacks else "cuda")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and lacks:
+        raise ValueError(f"device must be cpu or auto where {lacks}, got {name}")
+    return device
