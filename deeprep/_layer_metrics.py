@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deeprep import metrics
+from deeprep._settled import SettledScatter
 from deeprep._validate import UndefinedStatisticError
 from deeprep.metrics import ClosestClasses, _means
 from deeprep.scatter import ClassScatter, Weighting
@@ -111,10 +112,11 @@ def measure_layer(
 ) -> tuple[LayerMetrics, list[str]]:
     """Measure one layer; what is undefined becomes None or nan, and a note that says why."""
     notes: list[str] = []
+    settled = SettledScatter(scatter)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        values = _of_classes(scatter, weighting, corrected, jackknife, chosen, notes)
-        values |= _of_products(scatter, chosen, notes)
+        values = _of_classes(settled, weighting, corrected, jackknife, chosen, notes)
+        values |= _of_products(settled, chosen, notes)
     if scores is not None:
         values |= {
             "probe_accuracy": scores.probe_accuracy,
@@ -151,7 +153,7 @@ def _defined(notes: list[str], compute: Callable[..., Value], *arguments: Any) -
 
 
 def _of_classes(
-    s: ClassScatter,
+    s: SettledScatter,
     weighting: Weighting,
     corrected: bool,
     jackknife: bool,
@@ -194,7 +196,7 @@ def _chosen_of_classes(
     return list(_OF_MEANS)
 
 
-def _in_span_of_means(s: ClassScatter, present: Tensor) -> ClassScatter:
+def _in_span_of_means(s: SettledScatter, present: Tensor) -> SettledScatter:
     """Return a state with the same centred means, in a basis of the space that they span.
 
     All but compression and discrimination depend on lengths and angles of mu_k - mu_G alone, which
@@ -204,11 +206,8 @@ def _in_span_of_means(s: ClassScatter, present: Tensor) -> ClassScatter:
     if s.num_features <= 2 * len(present):
         return s
     rows = torch.linalg.qr(_means.centered_means(s, present).T, mode="r").R.T
-    spanned = ClassScatter(s.num_classes, rows.shape[1], device=s.device)
-    means = rows.new_zeros(spanned.num_classes, spanned.num_features).index_copy_(0, present, rows)
-    moments = {"counts": s.counts, "means": means, "sumsq": s.sumsq}
-    spanned.load_state_dict({**spanned.state_dict(), **moments})
-    return spanned
+    means = rows.new_zeros(s.num_classes, rows.shape[1]).index_copy_(0, present, rows)
+    return s.with_means(means)
 
 
 def _of_cosines(s: ClassScatter) -> dict[str, Any]:
