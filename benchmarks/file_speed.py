@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -58,17 +59,15 @@ class FileSpeed:
 
 def file_speeds(
     num_threads: int, seconds: float, quick: bool = False, folder: Path | None = None
-) -> list[FileSpeed]:
+) -> Iterator[FileSpeed]:
     """Measure every shape in one file of each type and, of float32, in many files.
 
     The files are written to `folder`, by default the system's for temporary ones. `quick` cuts
     every shape to about 4 MB and leaves memory out.
     """
-    return [
-        _measure(shape, dtype, is_cut, num_threads, seconds, quick, folder)
-        for shape in FILE_SHAPES
-        for dtype, is_cut in CASES
-    ]
+    for shape in FILE_SHAPES:
+        for dtype, is_cut in CASES:
+            yield _measure(shape, dtype, is_cut, num_threads, seconds, quick, folder)
 
 
 def _measure(

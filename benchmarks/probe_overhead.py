@@ -7,7 +7,7 @@ gradients: by default, with full="auto", and with accuracy=True, which runs the 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -103,10 +103,13 @@ CASES: tuple[tuple[str, Reduce], ...] = (
 )
 
 
-def probe_overheads(num_threads: int, seconds: float, quick: bool = False) -> list[ProbeOverhead]:
+def probe_overheads(
+    num_threads: int, seconds: float, quick: bool = False
+) -> Iterator[ProbeOverhead]:
     """Measure every case; `quick` runs four images once, on one thread, and leaves memory out."""
     with threads(1 if quick else num_threads):
-        return [_measure(name, reduce, num_threads, seconds, quick) for name, reduce in CASES]
+        for name, reduce in CASES:
+            yield _measure(name, reduce, num_threads, seconds, quick)
 
 
 def _measure(
@@ -118,12 +121,12 @@ def _measure(
     bare = partial(_forward, model, loader)
     calls = {mode: partial(_analyze, model, reduce, loader, mode) for mode in _MODES}
     with threads(num_threads):
-        times = taking_turns([bare, calls["default"]], seconds, min_repeats=1 if quick else 5)
+        # Seconds of a bare forward differ by a tenth from turn to turn: many turns for what is to
+        # be known to a few percent. The other two cost as much again, and one turn tells that.
+        times = taking_turns([bare, calls["default"]], seconds, min_repeats=1 if quick else 11)
         ratios = {"default": median_ratio(times[1], times[0])}
-        # What costs as much again, or many times as much, need not be known to the percent.
-        for mode in ("full", "accuracy"):
-            once = taking_turns([bare, calls[mode]], 0.0, min_repeats=1)
-            ratios[mode] = median_ratio(once[1], once[0])
+        first, *others = taking_turns([bare, calls["full"], calls["accuracy"]], 0.0, min_repeats=1)
+        ratios["full"], ratios["accuracy"] = (median_ratio(once, first) for once in others)
     peaks = (None, None) if quick else in_fresh_process(_peaks, num_threads, name, reduce)
     return ProbeOverhead(
         model=name,

@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +70,10 @@ class ReduceTime:
     read: float
 
 
-def process_scalings(quick: bool = False) -> list[ProcessScaling]:
+def process_scalings(quick: bool = False) -> Iterator[ProcessScaling]:
     """Measure one data set on each number of processes; `quick` takes a small one, once, on two."""
     shape = DATA.quick() if quick else DATA
     alone: list[_State] = []
-    results = []
     for size in NUM_PROCESSES[:2] if quick else NUM_PROCESSES:
         found = _run(size, _split, shape, 1 if quick else _REPEATS)
         alone = alone or found[0].states
@@ -82,34 +81,27 @@ def process_scalings(quick: bool = False) -> list[ProcessScaling]:
             [_difference(rank.states[i], alone[i]) for rank in found]
             for i in range(len(_EXACTNESS_DTYPES))
         )
-        results.append(
-            ProcessScaling(
-                shape=shape,
-                num_processes=size,
-                num_cores=_num_cores(),
-                update=_slowest([rank.updates for rank in found]),
-                all_reduce=_slowest([rank.reduces for rank in found]),
-                means_float64=max(means for means, _ in double),
-                sumsq_float64=max(sumsq for _, sumsq in double),
-                means_float32=max(means for means, _ in single),
-                sumsq_float32=max(sumsq for _, sumsq in single),
-            )
+        yield ProcessScaling(
+            shape=shape,
+            num_processes=size,
+            num_cores=_num_cores(),
+            update=_slowest([rank.updates for rank in found]),
+            all_reduce=_slowest([rank.reduces for rank in found]),
+            means_float64=max(means for means, _ in double),
+            sumsq_float64=max(sumsq for _, sumsq in double),
+            means_float32=max(means for means, _ in single),
+            sumsq_float32=max(sumsq for _, sumsq in single),
         )
-    return results
 
 
-def reduce_times(quick: bool = False) -> list[ReduceTime]:
+def reduce_times(quick: bool = False) -> Iterator[ReduceTime]:
     """Time `all_reduce` alone, of states of several sizes."""
     shapes = (Shape(0, 16, 10),) if quick else STATES
-    results = []
     for size in NUM_PROCESSES[1:2] if quick else NUM_PROCESSES[1:]:
         found = _run(size, _reduce_alone, shapes, 1 if quick else _REPEATS)
         for i, shape in enumerate(shapes):
             ours, bare, read = (_slowest([rank[i][j] for rank in found]) for j in range(3))
-            results.append(
-                ReduceTime(shape, size, _num_cores(), shape.state_bytes, ours, bare, read)
-            )
-    return results
+            yield ReduceTime(shape, size, _num_cores(), shape.state_bytes, ours, bare, read)
 
 
 def _num_cores() -> int:

@@ -104,13 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results["cells"].append(asdict(cell))
                 _write_json(out / "results.json", results)  # a run that is stopped leaves its cells
         for key, call in _other_sections(settings, num_threads).items():
-            task = progress.add_task(key.replace("_", " "), total=1)
-            results[key] = [asdict(each) for each in call()]
-            progress.advance(task)
-            _write_json(out / "results.json", results)
-    _write_csv(out / "cells.csv", _cell_rows(results["cells"]))
-    _write_csv(out / "peers.csv", _peer_rows(results["cells"]))
-    draw(results, out / "roofline.png")
+            task = progress.add_task(key.replace("_", " "), total=None)
+            for each in call():
+                results[key].append(asdict(each))
+                progress.advance(task)
+                _write_json(out / "results.json", results)
+            progress.update(task, total=len(results[key]))
+    if results["cells"]:
+        _write_csv(out / "cells.csv", _cell_rows(results["cells"]))
+        _write_csv(out / "peers.csv", _peer_rows(results["cells"]))
+        draw(results, out / "roofline.png")
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
     for table in tables(results):
@@ -145,9 +148,9 @@ def _measure_cells(
         yield cell
 
 
-def _other_sections(settings: Settings, num_threads: int) -> dict[str, Callable[[], list[Any]]]:
+def _other_sections(settings: Settings, num_threads: int) -> dict[str, Callable[[], Iterable[Any]]]:
     """Return the other measurements that were asked for, by the name of their results."""
-    chosen: dict[str, Callable[[], list[Any]]] = {}
+    chosen: dict[str, Callable[[], Iterable[Any]]] = {}
     if "small" in settings.sections:
         chosen["small_updates"] = partial(sections.small_updates, num_threads, settings.seconds)
     if "full" in settings.sections:

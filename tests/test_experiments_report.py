@@ -116,11 +116,12 @@ def failing(explanation):
         compute=lambda options, workspace: {},
         check=lambda numbers: [verdict],
         plot=lambda numbers: Figure(),
+        remarks=("The tolerance was found last.",),
     )
 
 
 @pytest.mark.usefixtures("only_errata")
-def test_a_failed_verdict_stays_visible_with_its_reason(tmp_path, monkeypatch):
+def test_a_failed_verdict_and_remarks_stay_visible(tmp_path, monkeypatch):
     experiment = failing("the paper's data are other ones")
     monkeypatch.setattr(report, "load_experiment", lambda name: experiment)
     perform(experiment, Options(), tmp_path / "out", Console(quiet=True))
@@ -130,6 +131,7 @@ def test_a_failed_verdict_stays_visible_with_its_reason(tmp_path, monkeypatch):
     assert "0 of 1 passed, **1 failed**" in text
     assert "| a \\| b | x | nan | none | **failed** |" in text
     assert "- **failed**: a \\| b. The paper's data are other ones." in text
+    assert "- The tolerance was found last." in text
     assert check(tmp_path / "docs") == 0
 
 

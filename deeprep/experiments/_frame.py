@@ -162,6 +162,8 @@ class Experiment:
         The figure, from the numbers alone.
     takes_data
         Whether it computes on the file `Options.data`.
+    remarks
+        How settings and tolerances were found, where results had a part in it; the report has them.
     """
 
     name: str
@@ -173,6 +175,7 @@ class Experiment:
     check: Callable[[Numbers], list[Check]]
     plot: Callable[[Numbers], Figure]
     takes_data: bool = False
+    remarks: tuple[str, ...] = ()
 
     def num_seeds(self, options: Options) -> int:
         """Return the number of seeds that these options mean."""

@@ -187,4 +187,8 @@ EXPERIMENT = Experiment(
     compute=compute,
     check=check,
     plot=plot,
+    remarks=(
+        "The tolerance of the rise of D_l was loosened after results were seen: it first asked for "
+        "a rise at every layer, which the last layers, where D_l is near 1, do not all show.",
+    ),
 )

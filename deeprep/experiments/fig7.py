@@ -43,9 +43,9 @@ SAMPLES_PER_CLASS = {True: None, False: 500}
 EPOCHS = {True: 100, False: 60}
 BATCH_SIZE = {True: 128, False: 64}
 LEARNING_RATE = 5e-3
-# Small enough to fit, large enough to compress: with 1e-4 (and no other change) C_l of 9 layers falls
-# by 0.83 a layer, with 2e-2 by 0.52 but fewer samples are fitted. Ten times the steps decay as much
-# with a tenth of it.
+# Small enough to fit, large enough to compress, found by trying on seed 0: with 1e-4 C_l of the 9
+# layers is multiplied by 0.83 a layer, with 2e-2 by 0.52, at 99.3 % accuracy. The full size takes
+# ten times as many steps and, untried, a tenth of it.
 WEIGHT_DECAY = {True: 1e-3, False: 1e-2}
 SEEDS = (1, 3)
 RESIDUAL = 0.8
@@ -290,4 +290,8 @@ EXPERIMENT = Experiment(
     compute=compute,
     check=check,
     plot=plot,
+    remarks=(
+        "Learning rate and weight decay were chosen among eight pairs by the accuracy and the "
+        "compression that they gave on seed 0 of FashionMNIST at L = 9.",
+    ),
 )

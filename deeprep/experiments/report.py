@@ -243,6 +243,7 @@ def _differences(result: Result) -> Iterator[str]:
     ours = [setting.name for setting in result.settings if setting.source == "ours"]
     if ours:
         notes.append(f"- Settings of our own choice: {_escaped('; '.join(ours))}.")
+    notes += [f"- {_escaped(remark)}" for remark in load_experiment(result.name).remarks]
     if notes:
         yield from ("", "What differs, and why:", "", *notes)
 
