@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, resnet18
@@ -40,6 +41,7 @@ _TOLERANCE = 1e-5  # of the accuracy contract
 class ProbeOverhead:
     """Seconds of a forward pass over the loader, and times over it, medians turn by turn.
 
+    `default_quartiles` are the first and third of the same turns.
     `extra_bytes` is the peak of `analyze` less that of the bare forward, in a fresh process,
     `extra_bytes_8x` the same with eight times the data; None: the system does not tell.
     """
@@ -50,6 +52,7 @@ class ProbeOverhead:
     num_samples: int
     bare: float
     default: float
+    default_quartiles: tuple[float, float]
     full: float
     accuracy: float
     state_bytes: int
@@ -123,8 +126,9 @@ def _measure(
     with threads(num_threads):
         # Seconds of a bare forward differ by a tenth from turn to turn: many turns for what is to
         # be known to a few percent. The other two cost as much again, and one turn tells that.
-        times = taking_turns([bare, calls["default"]], seconds, min_repeats=1 if quick else 11)
+        times = taking_turns([bare, calls["default"]], seconds, min_repeats=1 if quick else 15)
         ratios = {"default": median_ratio(times[1], times[0])}
+        low, high = np.quantile(np.divide(times[1], times[0]), (0.25, 0.75))
         first, *others = taking_turns([bare, calls["full"], calls["accuracy"]], 0.0, min_repeats=1)
         ratios["full"], ratios["accuracy"] = (median_ratio(once, first) for once in others)
     peaks = (None, None) if quick else in_fresh_process(_peaks, num_threads, name, reduce)
@@ -134,6 +138,7 @@ def _measure(
         num_layers=len(_analyze(model, reduce, loader[:1]).layers),
         num_samples=sum(len(labels) for _, labels in loader),
         bare=statistics.median(times[0]),
+        default_quartiles=(float(low), float(high)),
         **ratios,
         state_bytes=_state_bytes(model, reduce, loader[:1]),
         extra_bytes=peaks[0],

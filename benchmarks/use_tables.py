@@ -68,6 +68,7 @@ def probe_table(records: Sequence[Record]) -> Table:
                 f"{record['num_layers']}",
                 seconds_text(record["bare"]),
                 f"{record['default']:.3f}",
+                "{:.2f} - {:.2f}".format(*record["default_quartiles"]),
                 verdict(passed),
                 f"{record['full']:.2f}",
                 f"{record['accuracy']:.2f}",
@@ -81,7 +82,16 @@ def probe_table(records: Sequence[Record]) -> Table:
         f"analyze over the bare forward (target: {_PROBE_TARGET}) and its memory over that of all "
         f"states (target: {_STATES_TARGET:.0f})",
         (
-            *("model, reduce", "layers", "bare", "analyze", "", 'full="auto"', "accuracy=True"),
+            *(
+                "model, reduce",
+                "layers",
+                "bare",
+                "analyze",
+                "quartiles",
+                "",
+                'full="auto"',
+                "accuracy=True",
+            ),
             *("states", "memory", "8 x data", ""),
         ),
         rows,
