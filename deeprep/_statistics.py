@@ -146,7 +146,9 @@ class Statistics:
     @property
     def nonfinite_classes(self) -> list[int]:
         """Classes that a NaN or an infinity has reached."""
-        finite = self.sumsq.isfinite() & self.means.isfinite().all(dim=1)
+        means = self.means
+        # Some times faster than to ask every entry; a NaN is both the largest and the smallest.
+        finite = self.sumsq.isfinite() & means.amax(dim=1).isfinite() & means.amin(dim=1).isfinite()
         classes: list[int] = (~finite).nonzero().squeeze(1).tolist()
         return classes
 
