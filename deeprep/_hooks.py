@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deeprep._evaluation import to_device, weights_device
 from deeprep._layers import (
     LayerSelector,
+    channels_are_last,
     embedding_layers,
     innermost_model,
     model_to_run,
@@ -168,22 +169,33 @@ class LayerHooks:
                 return
             # A module called again within one forward is another layer: relu, relu#2, ...
             call = self._calls[name] = self._calls.get(name, 0) + 1
-            self._take(name if call == 1 else f"{name}#{call}", output, reduction)
+            self._take(name if call == 1 else f"{name}#{call}", output, reduction, module)
 
         return hook
 
-    def _take(self, layer: str, output: Any, reduction: Reduction) -> None:
+    def _take(
+        self, layer: str, output: Any, reduction: Reduction, module: nn.Module | None = None
+    ) -> None:
         labels = self._labels
         assert labels is not None
         try:
             with torch.no_grad():
                 features = feature_tensor(output, labels.num_samples).detach()
+                if module is not None and _needs_channels_first(features, reduction, module):
+                    features = features.movedim(-1, 1)
                 with _no_autocast(features.device.type):
                     for rows, targets in reduced_rows(features, reduction, labels):
                         self._consume(layer, rows, targets)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"layer {layer!r}: {error}") from error
+
+
+def _needs_channels_first(features: Tensor, reduction: Reduction, module: nn.Module) -> bool:
+    """Is a map to be reduced by its positions, and its last axis that of the channels."""
+    if features.ndim < 4 or reduction not in ("mean", "tokens"):
+        return False
+    return channels_are_last(module, features.shape)
 
 
 def _model_input(

@@ -148,6 +148,29 @@ def embedding_layers(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[
     return list(found)
 
 
+def channels_are_last(module: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether an output (N, ...) of four dimensions or more is (N, H, W, C), as those of Swin are.
+
+    A shape does not tell; the parts of the module do. What normalises or multiplies along the last
+    axis (LayerNorm, RMSNorm, Linear) knows its size, what works on (N, C, H, W) the number of its
+    channels. The channels are last if the last axis has a size of the first kind and axis 1 none of
+    the second, as it has in ConvNeXt's blocks, whose LayerNorm sees the transposed map.
+    """
+    last: set[int] = set()
+    first: set[int] = set()
+    for part in module.modules():
+        normalized = tuple(getattr(part, "normalized_shape", ()))
+        last.update(normalized if len(normalized) == 1 else ())
+        last.update(_sizes(part, "out_features"))
+        first.update(_sizes(part, "out_channels", "num_features", "num_channels"))
+    return shape[-1] in last and shape[1] not in first
+
+
+def _sizes(module: nn.Module, *names: str) -> list[int]:
+    found = (getattr(module, name, None) for name in names)
+    return [size for size in found if isinstance(size, int)]
+
+
 class _Tree:
     """The modules of a model by name, "" being itself; what each holds, and what has weights.
 

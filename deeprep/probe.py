@@ -54,7 +54,8 @@ class LayerProbe:
 
         - "flatten": every number of the sample (a channels_last map is copied, in parts);
         - "mean": over the tokens of (N, T, C), where the mask holds if there is one; over all but
-          N and C of (N, C, H, W) and (N, C, T, H, W);
+          N and C of (N, C, H, W) and (N, C, T, H, W), and of (N, H, W, C) where the module's
+          own LayerNorm or Linear says that the last axis has the channels, as in Swin;
         - "cls", "last": the first, and the last token where the mask holds, of (N, T, C);
         - "tokens": every token and every position a sample; labels (N,) hold for all of a sample,
           or are (N, T), (N, H, W), those of positions to skip being `ignore_index`;

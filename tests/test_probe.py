@@ -17,6 +17,8 @@ from probe_models import (
 )
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import ConvNeXt, SwinTransformer
+from torchvision.models.convnext import CNBlockConfig
 
 from deeprep import LayerProbe, class_scatter
 
@@ -226,6 +228,31 @@ def test_reductions_of_single_layers():
     assert [s.num_samples for s in scatters.values()] == expected
     with pytest.raises(ValueError, match="reduce holds 'layers', which matches none"):
         LayerProbe(model, 3, reduce={"layers": "mean"})
+
+
+# As many channels as rows and columns: shapes do not tell which axis is which.
+@pytest.mark.parametrize(
+    ("model", "positions"),
+    [
+        (SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3), (1, 2)),
+        (ConvNeXt([CNBlockConfig(8, 8, 1), CNBlockConfig(8, None, 1)], num_classes=3), (2, 3)),
+    ],
+    ids=["Swin", "ConvNeXt"],
+)
+@pytest.mark.parametrize("reduce", ["mean", "tokens"])
+def test_maps_with_their_channels_first_and_last(model, positions, reduce):
+    images, labels, maps = torch.randn(6, 3, 32, 32), torch.arange(6) % 3, []
+    handle = model.features[1].register_forward_hook(lambda *call: maps.append(call[-1]))
+    with LayerProbe(model.eval(), 3, layers="features.1", reduce=reduce) as probe:
+        probe(images, labels)
+    handle.remove()
+    assert maps[0].shape == (6, 8, 8, 8)
+    rows = maps[0].movedim(positions, (1, 2)).detach()
+    if reduce == "mean":
+        expected = class_scatter(rows.mean(dim=(1, 2)), labels)
+    else:
+        expected = class_scatter(rows.reshape(-1, 8), labels.repeat_interleave(64))
+    assert_same({"map": probe.scatters["features.1"]}, {"map": expected})
 
 
 def test_hugging_face_models():
