@@ -53,7 +53,7 @@ ALPHAS = {"mlp": 1.0, "hybrid": 100.0}
 DEPTH = 8
 LINEAR_LAYERS = 4  # of the hybrid network, layers 4 .. 7
 INIT_SCALE = 0.1
-SEEDS = (1, 1)
+SEEDS = (3, 1)
 
 # By --full: CIFAR-10 and the authors' training, or FashionMNIST and ours.
 DATASET: dict[bool, DatasetName] = {True: "cifar10", False: "fashion-mnist"}
@@ -379,4 +379,8 @@ EXPERIMENT = Experiment(
     compute=compute,
     check=check,
     plot=plot,
+    remarks=(
+        "The hybrid network's rank rises from layer 1 to layer 2 by one of some 217 only, and not "
+        "with every seed: the verdict needs the mean over seeds.",
+    ),
 )
