@@ -57,6 +57,10 @@ def compute(options: Options, workspace: Workspace) -> Numbers:
     look = partial(_look, per_class, method)
     looking = {"layers": LAYERS, "samples_per_class": per_class, "method": method}
     networks = fig1.look_at_networks(options, workspace, look, looking)
+    for first, *others in networks.values():  # of each network the first seed is drawn
+        for key in first.keys() - {"silhouettes"}:
+            for run in others:
+                run.pop(key, None)
     return {"full": options.full, "method": method, "networks": networks}
 
 

@@ -293,6 +293,6 @@ EXPERIMENT = Experiment(
     remarks=(
         "Learning rate and weight decay were chosen among eight pairs by the accuracy and the "
         "compression that they gave on seed 0 of FashionMNIST at L = 9.",
-        "The plateau of the paper's last layers at L = 9 does not show: there C_l falls to the end.",
+        "The plateau of the paper's last layers at L = 9 is not there: C_l falls to the end.",
     ),
 )
