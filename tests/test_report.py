@@ -285,6 +285,19 @@ def test_undefined_statistics_become_notes_not_errors():
     assert any("layer 'input'" in line and "two classes" in line for line in report.warnings)
 
 
+def test_every_report_of_a_state_is_whole_and_of_what_it_has_seen_by_then():
+    features, labels = torch.randn(40, 6), torch.arange(40) % 4
+    scatter = deeprep.class_scatter(features[:20], labels[:20], num_classes=5)
+    first = LayerReport.from_scatters({"layer": scatter})
+    assert first.warnings == ["layer 'layer': 1 of 5 classes have no samples and are left out"]
+    assert LayerReport.from_scatters({"layer": scatter}) == first
+    scatter.update(features[20:], labels[20:])
+    both = LayerReport.from_scatters({"layer": scatter})
+    assert both.num_samples == 40
+    at_once = deeprep.class_scatter(features, labels, num_classes=5)
+    assert both.layers[0].cdnv == pytest.approx(deeprep.metrics.cdnv(at_once), rel=1e-6)
+
+
 def test_weighting_is_carried_and_used():
     labels = torch.tensor([0] * 30 + [1] * 10 + [2] * 5)
     scatter = deeprep.class_scatter(torch.randn(45, 3) + labels.unsqueeze(1), labels)
