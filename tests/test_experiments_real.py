@@ -172,16 +172,19 @@ def test_layer_features_are_those_that_were_measured(tmp_path):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_three_figures_look_at_the_same_networks(made_up, trainings, full):
-    options = Options(full=full)
+    options = Options(full=full, seeds=2)
     for figure, panels in ((fig1, 2), (fig5, 2), (fig3, 8)):
         name = figure.EXPERIMENT.name
         numbers = figure.compute(options, workspace(made_up / "out", name))
-        assert len(trainings) == 2  # an MLP and a hybrid network, of figure 1
+        assert len(trainings) == 4  # an MLP and a hybrid network of each seed, of figure 1
         assert all(check.quantity for check in figure.check(numbers))
         assert len(figure.plot(numbers).axes) == panels
     data = "cifar10" if full else "fashion-mnist"
     kept = made_up / "out" / "fig1" / "runs"
-    assert {path.name for path in kept.iterdir()} == {f"mlp-{data}-seed0", f"hybrid-{data}-seed0"}
+    names = {f"{arch}-{data}-seed{seed}" for arch in ("mlp", "hybrid") for seed in range(2)}
+    assert {path.name for path in kept.iterdir()} == names
+    for drawn, other in numbers["networks"].values():  # only the maps of the figure are kept
+        assert set(drawn) - set(other) == {"maps", "labels", "class_names"}
 
 
 def test_figure_1_full_size_is_the_authors(tmp_path):
