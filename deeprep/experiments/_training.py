@@ -20,11 +20,28 @@ from deeprep.models import LayerStack
 from deeprep.record import Measurement, RunDirectory
 from deeprep.run import RunStopped, run
 
-__all__ = ["LayerFeatures", "as_numbers", "layer_features", "run_identity", "train_network"]
+__all__ = [
+    "LayerFeatures",
+    "as_numbers",
+    "kept_in",
+    "layer_features",
+    "run_identity",
+    "train_network",
+]
 
 _TRAINED_HERE: set[Path] = set()  # absolute paths of run directories
 
 _METRICS = ("compression", "discrimination", "numerical_rank", "probe_accuracy")
+
+
+def kept_in(directory: Path, seed: int, device: torch.device) -> RunSettings:
+    """Return the settings of a run that is kept in a directory of its own."""
+    return RunSettings(
+        seed=seed,
+        device="cuda" if device.type == "cuda" else "cpu",
+        runs_dir=directory.parent,
+        name=directory.name,
+    )
 
 
 def train_network(settings: Settings, *, resume: bool) -> RunDirectory:

@@ -23,7 +23,6 @@ from deeprep.config import (
     MeasurementSettings,
     ModelSettings,
     OptimizationSettings,
-    RunSettings,
     Settings,
     chosen,
 )
@@ -40,6 +39,7 @@ from deeprep.experiments._frame import (
 from deeprep.experiments._results import Workspace
 from deeprep.experiments._training import (
     as_numbers,
+    kept_in,
     layer_features,
     run_identity,
     train_network,
@@ -127,12 +127,7 @@ def network_settings(
             batch_size=BATCH_SIZE[full],
         ),
         measurement=MeasurementSettings(measurements=3),  # at first, after one epoch, at last
-        run=RunSettings(
-            seed=seed,
-            device="cuda" if device.type == "cuda" else "cpu",
-            runs_dir=out / "fig1" / "runs",
-            name=f"{arch}-{DATASET[full]}-seed{seed}",
-        ),
+        run=kept_in(out / "fig1" / "runs" / f"{arch}-{DATASET[full]}-seed{seed}", seed, device),
     )
 
 

@@ -20,7 +20,6 @@ from deeprep.config import (
     MeasurementSettings,
     ModelSettings,
     OptimizationSettings,
-    RunSettings,
     Settings,
 )
 from deeprep.data import DatasetName, load_data
@@ -33,7 +32,7 @@ from deeprep.experiments._frame import (
     check_that,
 )
 from deeprep.experiments._results import Workspace
-from deeprep.experiments._training import as_numbers, run_identity, train_network
+from deeprep.experiments._training import as_numbers, kept_in, run_identity, train_network
 from deeprep.theory import LineFit, fit_line
 
 DATASETS: dict[DatasetName, str] = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR-10"}
@@ -88,12 +87,7 @@ def network_settings(
             batch_size=BATCH_SIZE[full],
         ),
         measurement=MeasurementSettings(measurements=3),  # at first, after one epoch, at last
-        run=RunSettings(
-            seed=seed,
-            device="cuda" if options.device.type == "cuda" else "cpu",
-            runs_dir=directory.parent,
-            name=directory.name,
-        ),
+        run=kept_in(directory, seed, options.device),
     )
 
 
