@@ -25,7 +25,7 @@ import deeprep
 from benchmarks.gpu_peers import PEERS, Peer, Statistics, oracle, refcheck
 from benchmarks.gpu_shapes import GPU_SHAPES, TARGET, fit, has_target, make_data
 from benchmarks.shapes import DTYPES, DTypeName, Shape
-from deeprep._files import atomic_path
+from deeprep.base.paths import atomic_path
 
 _RESULTS = Path(__file__).parent / "results"
 _TOLERANCE = 1e-5  # the accuracy contract, relative to sumsq

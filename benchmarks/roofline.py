@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from deeprep._files import atomic_path
+from deeprep.base.paths import atomic_path
 
 _OURS = "#1f5fa8"
 _MARKERS = "ovs^DPXv<"

@@ -29,8 +29,8 @@ from benchmarks.roofline import draw
 from benchmarks.shapes import DTYPES, LABELLINGS, SHAPES, DTypeName, Labelling, Shape
 from benchmarks.tables import markdown, tables
 from benchmarks.timing import last_level_cache
-from deeprep._files import atomic_path
-from deeprep.record import environment
+from deeprep.base.paths import atomic_path
+from deeprep.run.record import environment
 
 Section = Literal["cells", "small", "full", "metrics", "files", "probes", "processes"]
 

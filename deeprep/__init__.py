@@ -14,15 +14,15 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from deeprep import metrics, ops, reference, sharded, theory
-from deeprep._distributed import all_reduce_layers
-from deeprep._ranks import RankLostError
-from deeprep._validate import UndefinedStatisticError
+from deeprep.base.ranks import RankLostError
+from deeprep.base.validate import UndefinedStatisticError
 from deeprep.files import class_scatter_of_files
 from deeprep.metrics import compression, discrimination
 from deeprep.ops import build_info, show_config
 from deeprep.probe import LayerProbe, analyze
 from deeprep.report import LayerMetrics, LayerReport
-from deeprep.scatter import ClassScatter, class_scatter
+from deeprep.state import ClassScatter, class_scatter
+from deeprep.state.collectives import all_reduce_layers
 
 if TYPE_CHECKING:
     from types import ModuleType

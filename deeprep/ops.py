@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprep import _validate
+from deeprep.base import validate
 
 try:
     from deeprep import _core
@@ -109,8 +109,8 @@ def _class_moments_cpu(
     ignore_index: int = -100,
     error: Tensor | None = None,
 ) -> None:
-    _validate.check_batch(features, labels)
-    _validate.check_state(features, counts, means, sumsq, error)
+    validate.check_batch(features, labels)
+    validate.check_state(features, counts, means, sumsq, error)
     _call_core(features, labels, counts, means, sumsq, ignore_index)
 
 
@@ -124,8 +124,8 @@ def _class_moments_cuda(
     error: Tensor | None = None,
 ) -> None:
     require_core(features.device)
-    _validate.check_batch(features, labels)
-    _validate.check_state(features, counts, means, sumsq, error)
+    validate.check_batch(features, labels)
+    validate.check_state(features, counts, means, sumsq, error)
     if error is not None:
         _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
         return
@@ -137,7 +137,7 @@ def _class_moments_cuda(
     error = new_error(features.device)
     _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
     if (bad := refused_label(error)) is not None:
-        raise ValueError(_validate.label_out_of_range(*bad, counts.shape[0], ignore_index))
+        raise ValueError(validate.label_out_of_range(*bad, counts.shape[0], ignore_index))
 
 
 def merge_batch(
@@ -154,7 +154,7 @@ def merge_batch(
     A training loop updates once a batch: the dispatcher and the checks of the state would cost more
     than the features of a small one. `error` is given where the state is on CUDA.
     """
-    _validate.check_batch(features, labels)
+    validate.check_batch(features, labels)
     if error is None:
         _call_core(features, labels, counts, means, sumsq, ignore_index)
     else:
@@ -339,8 +339,8 @@ def _class_moments_fake(
     ignore_index: int = -100,
     error: Tensor | None = None,
 ) -> None:
-    _validate.check_batch(features, labels)
-    _validate.check_state(features, counts, means, sumsq, error)
+    validate.check_batch(features, labels)
+    validate.check_state(features, counts, means, sumsq, error)
 
 
 _library.impl("class_moments_", _class_moments_cpu, "CPU")

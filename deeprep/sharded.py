@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, distributed
 
 from deeprep import ops
-from deeprep._distributed import merged_share
-from deeprep._ranks import Ranks
-from deeprep._statistics import name_classes
-from deeprep._validate import UndefinedStatisticError
-from deeprep.metrics import _means
+from deeprep.base.ranks import Ranks
+from deeprep.base.validate import UndefinedStatisticError
+from deeprep.metrics import class_means
 from deeprep.metrics.geometry import closest_rows
-from deeprep.scatter import ClassScatter, Weighting
+from deeprep.state import ClassScatter, Weighting
+from deeprep.state.collectives import merged_share
+from deeprep.state.statistics import name_classes
 
 __all__ = ["ShardedClassScatter", "reduce_scatter"]
 
@@ -90,7 +90,7 @@ class ShardedClassScatter:
                 share.num_samples,
                 float(share.sumsq.sum()),
                 len(self._present),
-                _means.rounding_of_means(share),
+                class_means.rounding_of_means(share),
                 [self.first_class + int(k) for k in zero],
                 [self.first_class + k for k in share.nonfinite_classes],
             )
@@ -156,7 +156,7 @@ class ShardedClassScatter:
             return float("nan")
         if between <= self._rounding**2:
             between = 0.0
-        return _means.ratio(self.trace_within, between, "compression")
+        return class_means.ratio(self.trace_within, between, "compression")
 
     def discrimination(self) -> float:
         """D = 1 - max_{k != k'} cos(mu_k, mu_k'), as `deeprep.discrimination`.
@@ -174,7 +174,7 @@ class ShardedClassScatter:
             return float("nan")
         if self._zero_classes:
             zero = name_classes(self._zero_classes)
-            _means.warn_undefined(
+            class_means.warn_undefined(
                 "discrimination", f"the means of {zero} are zero and have no direction"
             )
             return float("nan")
@@ -194,7 +194,7 @@ class ShardedClassScatter:
     def _broadcast(self, rows: Tensor, owner: int) -> Iterator[Tensor]:
         """Yield the rows of one rank on all of them, so many at a time that tiles stay small."""
         num_rows, width = self._sizes[owner], rows.shape[1]
-        step = max(1, _means.TILE_ENTRIES // max(width, *self._sizes))
+        step = max(1, class_means.TILE_ENTRIES // max(width, *self._sizes))
         for begin in range(0, num_rows, step):
             shape = (min(step, num_rows - begin), width)
             if owner == self._ranks.rank:
@@ -216,5 +216,5 @@ class ShardedClassScatter:
     def _is_finite(self, statistic: str) -> bool:
         if self._nonfinite_classes:
             classes = name_classes(self._nonfinite_classes)
-            _means.warn_undefined(statistic, f"the features of {classes} hold NaN or Inf")
+            class_means.warn_undefined(statistic, f"the features of {classes} hold NaN or Inf")
         return not self._nonfinite_classes

@@ -14,7 +14,7 @@ from rich.console import Console
 from tyro.conf import subcommand
 
 from deeprep.cli import analyze, features
-from deeprep.cli._shared import ERRORS, print_error, print_warning
+from deeprep.cli.shared import ERRORS, print_error, print_warning
 
 __all__ = ["main"]
 

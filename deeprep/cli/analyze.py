@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 import torch
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from deeprep._device import choose_device
-from deeprep._evaluation import evaluation_mode
-from deeprep._validate import check_positive
-from deeprep.cli._analysis import Analysis, check_directory, checkpoint_names
-from deeprep.cli._foreign import errors_of, importable_here, printed_warnings
-from deeprep.cli._shared import ERRORS, Json, Result, print_error, progress_bar
-from deeprep.config import DataSettings
+from deeprep.base.validate import check_positive
+from deeprep.cli.analysis import Analysis, check_directory, checkpoint_names
+from deeprep.cli.foreign import errors_of, importable_here, printed_warnings
+from deeprep.cli.shared import ERRORS, Json, Result, print_error, progress_bar
 from deeprep.data import (
     Batches,
     Data,
@@ -32,11 +29,14 @@ from deeprep.models.load import load_model
 from deeprep.models.loaded import LoadedModel
 from deeprep.models.weights import weight_files
 from deeprep.probe import LayerProbe, analyze
+from deeprep.probe.evaluation import evaluation_mode
 from deeprep.report import LayerReport
-from deeprep.scatter import ClassScatter
+from deeprep.run.device import choose_device
+from deeprep.run.settings import DataSettings
+from deeprep.state import ClassScatter
 
 if TYPE_CHECKING:
-    from deeprep.record import RunDirectory
+    from deeprep.run.record import RunDirectory
 
 __all__ = ["ABOUT", "Analyze"]
 
@@ -353,6 +353,6 @@ def _open_run(name: str) -> RunDirectory | None:
         return None
     if "settings" not in json.loads((path / "config.json").read_text()):
         raise ValueError(f"model {name} is no run directory; if a Hugging Face folder, hf:{name}")
-    from deeprep.record import RunDirectory  # matplotlib is slow to import
+    from deeprep.run.record import RunDirectory  # matplotlib is slow to import
 
     return RunDirectory.open(path)

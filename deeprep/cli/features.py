@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from deeprep.cli._shared import Json, Result, progress_bar
+from deeprep.cli.shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
 from deeprep.report import LayerReport
-from deeprep.scatter import ClassScatter
+from deeprep.state import ClassScatter
 
 __all__ = ["Merge", "Show", "Stats"]
 

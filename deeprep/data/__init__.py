@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from deeprep.data.files import load_cifar, load_idx
 from deeprep.data.images import load_digits, load_image_folder
+from deeprep.data.mnist_cifar import load_cifar, load_idx
 from deeprep.data.synthetic import orthogonal
 from deeprep.data.tensors import Batches, Data, RawData, select, standardize
 from deeprep.data.text import TextBatches, TextData, load_text
 from deeprep.data.tokenizers import ByteTokenizer, WordTokenizer
 
 if TYPE_CHECKING:
-    from deeprep.config import DataSettings
+    from deeprep.run.settings import DataSettings
 
 __all__ = [
     "Batches",
@@ -123,9 +123,9 @@ def load_data(
 
 
 def load_configured_data(settings: DataSettings, seed: int) -> Data:
-    """Load the data set that the data group of `deeprep.config.Settings` describes.
+    """Load the data set that the data group of `deeprep.run.settings.Settings` describes.
 
-    >>> from deeprep.config import DataSettings
+    >>> from deeprep.run.settings import DataSettings
     >>> load_configured_data(DataSettings("digits", classes=(2,)), seed=0).class_names
     ('0', '1')
     """

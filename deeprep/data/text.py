@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeprep._validate import check_positive
+from deeprep.base.validate import check_positive
 from deeprep.data.tensors import RawData, select
 from deeprep.data.tokenizers import Tokenizer
 

@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from deeprep._device import choose_device
 from deeprep.experiments import EXPERIMENTS, load_experiment, report
-from deeprep.experiments._frame import Options
-from deeprep.experiments._results import perform
+from deeprep.experiments.frame import Options
+from deeprep.experiments.results import perform
+from deeprep.run.device import choose_device
 
 __all__ = ["main"]
 

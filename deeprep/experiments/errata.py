@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deeprep.config import ModelSettings, OptimizationSettings, Settings
 from deeprep.data import Batches, load_data
-from deeprep.defaults import resolve
-from deeprep.experiments._deep_linear import one_thread, train_reduced
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import one_thread, train_reduced
+from deeprep.experiments.fig6 import FIGURE, PAPER_SEEDS, READING_ERROR, RUN
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -29,15 +28,16 @@ from deeprep.experiments._frame import (
     check_close,
     check_that,
 )
-from deeprep.experiments._results import Workspace
-from deeprep.experiments.fig6 import FIGURE, PAPER_SEEDS, READING_ERROR, RUN
+from deeprep.experiments.results import Workspace
 from deeprep.metrics import compression, discrimination
 from deeprep.models import build_model
 from deeprep.models.stack import initialize
 from deeprep.probe import LayerProbe
-from deeprep.scatter import class_scatter
+from deeprep.run.defaults import resolve
+from deeprep.run.settings import ModelSettings, OptimizationSettings, Settings
+from deeprep.run.train import make_optimizer, train
+from deeprep.state import class_scatter
 from deeprep.theory import balance_errors
-from deeprep.train import make_optimizer, train
 
 SAMPLES = (2, 5, 10, 50)  # per class
 DRAWS = 10

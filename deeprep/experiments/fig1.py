@@ -18,16 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from deeprep.config import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    Settings,
-    chosen,
-)
 from deeprep.data import Batches, DatasetName
-from deeprep.experiments._frame import (
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -36,16 +28,24 @@ from deeprep.experiments._frame import (
     check_close,
     check_that,
 )
-from deeprep.experiments._results import Workspace
-from deeprep.experiments._training import (
+from deeprep.experiments.results import Workspace
+from deeprep.experiments.training import (
     as_numbers,
     kept_in,
     layer_features,
     run_identity,
     train_network,
 )
-from deeprep.record import RunDirectory
-from deeprep.train import evaluate, make_optimizer, train
+from deeprep.run.record import RunDirectory
+from deeprep.run.settings import (
+    DataSettings,
+    MeasurementSettings,
+    ModelSettings,
+    OptimizationSettings,
+    Settings,
+    chosen,
+)
+from deeprep.run.train import evaluate, make_optimizer, train
 
 Arch = Literal["mlp", "hybrid"]
 ARCHS: tuple[Arch, ...] = ("mlp", "hybrid")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deeprep.experiments import fig1
-from deeprep.experiments._frame import (
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -25,9 +25,9 @@ from deeprep.experiments._frame import (
     Setting,
     check_that,
 )
-from deeprep.experiments._results import Workspace
-from deeprep.experiments._training import layer_features
-from deeprep.record import RunDirectory
+from deeprep.experiments.results import Workspace
+from deeprep.experiments.training import layer_features
+from deeprep.run.record import RunDirectory
 
 LAYERS = (1, 2, 4, 6)
 SAMPLES_PER_CLASS = {True: 300, False: 50}  # drawn in the map, by --full

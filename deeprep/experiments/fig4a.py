@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from deeprep.experiments._deep_linear import Synthetic, train_directly
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import Synthetic, train_directly
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -25,10 +25,10 @@ from deeprep.experiments._frame import (
     check_inside,
     check_that,
 )
-from deeprep.experiments._layer_panels import Curve, layer_panels
-from deeprep.experiments._results import Workspace
+from deeprep.experiments.layer_panels import Curve, layer_panels
+from deeprep.experiments.results import Workspace
 from deeprep.metrics import discrimination
-from deeprep.scatter import class_scatter
+from deeprep.state import class_scatter
 from deeprep.theory import dln_compression_ratio, dln_discrimination, orthonormal_compression
 
 RUN = Synthetic()  # its defaults are this figure's settings

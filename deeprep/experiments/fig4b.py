@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 from torch.func import replace_all_batch_norm_modules_
 
-from deeprep.config import OptimizationSettings
 from deeprep.data import Batches
-from deeprep.experiments._deep_linear import Synthetic, one_thread
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import Synthetic, one_thread
+from deeprep.experiments.fig4a import FIRST_SAMPLE_FACTOR
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -29,13 +29,13 @@ from deeprep.experiments._frame import (
     check_inside,
     check_that,
 )
-from deeprep.experiments._layer_panels import Curve, layer_panels
-from deeprep.experiments._results import Workspace
-from deeprep.experiments.fig4a import FIRST_SAMPLE_FACTOR
+from deeprep.experiments.layer_panels import Curve, layer_panels
+from deeprep.experiments.results import Workspace
 from deeprep.models import LayerStack
 from deeprep.probe import analyze
+from deeprep.run.settings import OptimizationSettings
+from deeprep.run.train import make_optimizer, train
 from deeprep.theory import fit_line
-from deeprep.train import make_optimizer, train
 
 RUN = replace(Synthetic(), depth=10)
 SEEDS = (10, 20)

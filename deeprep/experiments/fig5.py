@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deeprep.experiments import fig1
-from deeprep.experiments._frame import (
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -21,10 +21,10 @@ from deeprep.experiments._frame import (
     check_close,
     check_that,
 )
-from deeprep.experiments._layer_panels import Curve, layer_panels
-from deeprep.experiments._results import Workspace
-from deeprep.experiments._training import as_numbers
-from deeprep.record import RunDirectory
+from deeprep.experiments.layer_panels import Curve, layer_panels
+from deeprep.experiments.results import Workspace
+from deeprep.experiments.training import as_numbers
+from deeprep.run.record import RunDirectory
 from deeprep.theory import fit_line
 
 # Read off the figure, layers 1 .. 7, CIFAR-10.

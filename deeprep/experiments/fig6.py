@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from deeprep.experiments._deep_linear import GradientDescent, Synthetic, train_reduced
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import GradientDescent, Synthetic, train_reduced
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -27,7 +27,7 @@ from deeprep.experiments._frame import (
     check_close,
     check_that,
 )
-from deeprep.experiments._results import Workspace
+from deeprep.experiments.results import Workspace
 from deeprep.theory import (
     balance_errors,
     minimum_norm_error,

@@ -15,15 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from deeprep.config import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    Settings,
-)
 from deeprep.data import DatasetName, load_data
-from deeprep.experiments._frame import (
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -31,8 +24,15 @@ from deeprep.experiments._frame import (
     Setting,
     check_that,
 )
-from deeprep.experiments._results import Workspace
-from deeprep.experiments._training import as_numbers, kept_in, run_identity, train_network
+from deeprep.experiments.results import Workspace
+from deeprep.experiments.training import as_numbers, kept_in, run_identity, train_network
+from deeprep.run.settings import (
+    DataSettings,
+    MeasurementSettings,
+    ModelSettings,
+    OptimizationSettings,
+    Settings,
+)
 from deeprep.theory import LineFit, fit_line
 
 DATASETS: dict[DatasetName, str] = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR-10"}

@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deeprep.config import OptimizationSettings
 from deeprep.data import Batches, DatasetName, load_data
-from deeprep.experiments._frame import (
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -28,12 +27,13 @@ from deeprep.experiments._frame import (
     Setting,
     check_that,
 )
-from deeprep.experiments._results import Workspace
+from deeprep.experiments.results import Workspace
 from deeprep.metrics import probe
 from deeprep.models.projection import ProjectionNetwork, conv_extractor, resnet50_extractor
 from deeprep.probe import analyze
-from deeprep.scatter import ClassScatter
-from deeprep.train import evaluate, make_optimizer, train
+from deeprep.run.settings import OptimizationSettings
+from deeprep.run.train import evaluate, make_optimizer, train
+from deeprep.state import ClassScatter
 
 HEADS = (1, 2, 3, 4, 5)
 SEEDS = (5, 5)

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from deeprep.experiments._deep_linear import Synthetic, train_directly
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import Synthetic, train_directly
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -22,8 +22,8 @@ from deeprep.experiments._frame import (
     check_close,
     check_that,
 )
-from deeprep.experiments._layer_panels import Curve, layer_panels
-from deeprep.experiments._results import Workspace
+from deeprep.experiments.layer_panels import Curve, layer_panels
+from deeprep.experiments.results import Workspace
 from deeprep.theory import dln_compression_ratio
 
 SCALES = (0.1, 0.3, 0.5)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from deeprep.experiments._deep_linear import Synthetic, layer_metrics, train_reduced
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import Synthetic, layer_metrics, train_reduced
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -26,7 +26,7 @@ from deeprep.experiments._frame import (
     check_close,
     check_that,
 )
-from deeprep.experiments._results import Workspace
+from deeprep.experiments.results import Workspace
 from deeprep.theory import dln_compression_ratio
 
 SCALES = {False: (0.3, 0.4), True: (0.2, 0.3, 0.4)}  # eps, by --full

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff
 
-from deeprep._files import atomic_path
-from deeprep._validate import require
+from deeprep.base.paths import atomic_path
+from deeprep.base.validate import require
 from deeprep.experiments import EXPERIMENTS, load_experiment
-from deeprep.experiments._frame import Check, Options
-from deeprep.experiments._results import Result, load_result
 from deeprep.experiments.errata import ERRATA
+from deeprep.experiments.frame import Check, Options
+from deeprep.experiments.results import Result, load_result
 
 __all__ = ["collect", "find_differences", "forget_failure", "main", "note_failure", "render"]
 

@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from deeprep._files import atomic_path
-from deeprep.config import OptimizationSettings
+from deeprep.base.paths import atomic_path
 from deeprep.data import Batches, TextBatches, TextData, load_text
 from deeprep.data.tokenizers import WordTokenizer
-from deeprep.experiments._deep_linear import one_thread
-from deeprep.experiments._frame import (
+from deeprep.experiments.deep_linear import one_thread
+from deeprep.experiments.frame import (
     Check,
     Experiment,
     Numbers,
@@ -35,12 +34,13 @@ from deeprep.experiments._frame import (
     Setting,
     check_that,
 )
-from deeprep.experiments._layer_panels import Curve, layer_panels
-from deeprep.experiments._results import Workspace
+from deeprep.experiments.layer_panels import Curve, layer_panels
+from deeprep.experiments.results import Workspace
 from deeprep.models.sentence import SentenceEncoder
 from deeprep.probe import analyze
+from deeprep.run.settings import OptimizationSettings
+from deeprep.run.train import evaluate, make_optimizer, train
 from deeprep.theory import fit_line
-from deeprep.train import evaluate, make_optimizer, train
 
 DEPTH = 7  # weight matrices behind the mean of the words
 WIDTH = 128

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from deeprep import _validate
-from deeprep._evaluation import split_batch
-from deeprep._layer_metrics import choose_metrics
-from deeprep._layers import LayerSelector
-from deeprep._reduce import Reduce
+from deeprep.base import validate
 from deeprep.probe import LayerProbe, analyze
+from deeprep.probe.evaluation import split_batch
+from deeprep.probe.layers import LayerSelector
+from deeprep.probe.reduce import Reduce
 from deeprep.report import LayerReport
-from deeprep.scatter import ClassScatter
+from deeprep.report.layer_metrics import choose_metrics
+from deeprep.state import ClassScatter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -116,12 +116,12 @@ class LayerMetricsCallback(Callback):
         ignore_index: int = -100,
         **report_options: Any,
     ) -> None:
-        _validate.require("on", repr(on), on in ("train", "validation"), "'train' or 'validation'")
-        self.num_classes = _validate.check_positive("num_classes", num_classes)
+        validate.require("on", repr(on), on in ("train", "validation"), "'train' or 'validation'")
+        self.num_classes = validate.check_positive("num_classes", num_classes)
         choose_metrics(metrics, {"": ClassScatter(1, 1, full=full is not False)})
-        self.every_n_epochs = _validate.check_positive("every_n_epochs", every_n_epochs)
+        self.every_n_epochs = validate.check_positive("every_n_epochs", every_n_epochs)
         if max_batches is not None:
-            _validate.check_positive("max_batches", max_batches)
+            validate.check_positive("max_batches", max_batches)
         self.on = on
         self.max_batches = max_batches
         self.loader = loader

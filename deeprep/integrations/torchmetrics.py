@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deeprep import _validate
 from deeprep import metrics as _metrics
-from deeprep._distributed import all_reduce_layers
-from deeprep._layer_metrics import choose_metrics
-from deeprep._statistics import Moments
+from deeprep.base import validate
 from deeprep.ops import on_host
-from deeprep.scatter import ClassScatter
+from deeprep.report.layer_metrics import choose_metrics
+from deeprep.state import ClassScatter
+from deeprep.state.collectives import all_reduce_layers
+from deeprep.state.statistics import Moments
 
 try:
     from torchmetrics import Metric
@@ -98,10 +98,10 @@ class ClassScatterMetric(Metric):
                 f"dist_sync_fn is {self.dist_sync_fn!r}, expected None: a state is merged by "
                 "ClassScatter.all_reduce, not gathered"
             )
-        self.num_classes = _validate.check_positive("num_classes", num_classes)
+        self.num_classes = validate.check_positive("num_classes", num_classes)
         self.num_features = num_features
         if num_features is not None:
-            self.num_features = _validate.check_positive("num_features", num_features)
+            self.num_features = validate.check_positive("num_features", num_features)
         self.full = bool(full)
         self.ignore_index = int(ignore_index)
         self._returns_one = isinstance(metrics, str)
@@ -170,8 +170,8 @@ class ClassScatterMetric(Metric):
         ValueError, TypeError
             On shapes, dtypes, devices or labels that do not fit; the states are untouched.
         """
-        features, labels = _validate.to_tensors(features, labels, self.num_classes)
-        _validate.check_batch(features, labels)
+        features, labels = validate.to_tensors(features, labels, self.num_classes)
+        validate.check_batch(features, labels)
         self._check_features(features)
         if self.means.shape[1] > 0:
             scatter = self._as_scatter(self.metric_state)
@@ -204,7 +204,7 @@ class ClassScatterMetric(Metric):
     def _value(self, function: Callable[[ClassScatter], float], scatter: ClassScatter) -> Tensor:
         try:
             value = function(scatter)
-        except _validate.UndefinedStatisticError as error:
+        except validate.UndefinedStatisticError as error:
             # A batch of one class, or a loop's dry run, must not end a training.
             warnings.warn(f"nan: {error}", UserWarning, stacklevel=2)
             value = float("nan")
@@ -318,6 +318,6 @@ def _functions_of(
     if isinstance(metrics, Mapping):
         return dict(metrics)
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    _validate.require("metrics", "nothing", bool(names), "at least one name")
+    validate.require("metrics", "nothing", bool(names), "at least one name")
     choose_metrics(names, {"": ClassScatter(1, 1, full=full)})
     return {name: getattr(_metrics, name) for name in names}

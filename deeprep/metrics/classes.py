@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deeprep.metrics import _means
+from deeprep.metrics import class_means
 from deeprep.metrics.collapse import cdnv_per_class
-from deeprep.scatter import ClassScatter, Weighting
+from deeprep.state import ClassScatter, Weighting
 
 
 class PerClass(NamedTuple):
@@ -62,7 +62,7 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
     >>> columns.variance.tolist(), columns.nearest.tolist(), columns.cosine.tolist()
     ([1.0, 0.0], [1, 0], [0.0, 0.0])
     """
-    present = _means.present_classes(s, "per_class")
+    present = class_means.present_classes(s, "per_class")
 
     def column(values: Tensor, where: Tensor = present) -> Tensor:
         filled = s.sumsq.new_full((s.num_classes,), torch.nan)
@@ -74,19 +74,19 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
     norms = torch.linalg.vector_norm(s.means, dim=1)[present]
     nowhere = torch.full_like(s.counts, -1)
     known = {"counts": s.counts, "variance": column(variances), "mean_norm": column(norms)}
-    if not _means.is_finite(s, "what per_class compares between classes"):
+    if not class_means.is_finite(s, "what per_class compares between classes"):
         compared = ("centered_norm", "compression", "cosine", "cdnv")
         unknown = {name: torch.full_like(s.sumsq, torch.nan) for name in compared}
         return PerClass(**known, **unknown, nearest=nowhere)
-    if between <= _means.rounding_of_means(s) ** 2:
+    if between <= class_means.rounding_of_means(s) ** 2:
         between = 0.0
     directed = norms > 0
-    unit = _means.present_means(s, present)[directed] / norms[directed].unsqueeze(1)
+    unit = class_means.present_means(s, present)[directed] / norms[directed].unsqueeze(1)
     cosine, partner = _closest_to_each(unit)
     classes = present[directed]
     return PerClass(
         **known,
-        centered_norm=column(_means.centered_norms(s, present)),
+        centered_norm=column(class_means.centered_norms(s, present)),
         compression=column(variances / between),
         nearest=nowhere.index_copy_(0, classes, torch.where(partner >= 0, classes[partner], -1)),
         cosine=column(cosine, classes),
@@ -100,7 +100,7 @@ def _closest_to_each(unit: Tensor) -> tuple[Tensor, Tensor]:
     partner = torch.full_like(best, -1, dtype=torch.int64)
     if len(unit) < 2:
         return best.fill_(torch.nan), partner
-    for start, tile in _means.gram_tiles(unit):
+    for start, tile in class_means.gram_tiles(unit):
         tile.diagonal().fill_(-torch.inf)
         # A tile stands for both orders of its pairs.
         for dim, where in ((1, slice(start, start + len(tile))), (0, slice(start, None))):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprep._validate import UndefinedStatisticError, as_tensor, check_batch, to_tensors
-from deeprep.metrics import _means
+from deeprep.base.validate import UndefinedStatisticError, as_tensor, check_batch, to_tensors
+from deeprep.metrics import class_means
 from deeprep.metrics.spectrum import noise_of_scatter
-from deeprep.scatter import ClassScatter
+from deeprep.state import ClassScatter
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +85,9 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     """
     if not (ridge >= 0.0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a finite number >= 0, found {ridge}")
-    _means.require_classes(s, "probe", at_least=1)
+    class_means.require_classes(s, "probe", at_least=1)
     pooled = s.pooled_scatter
-    if not _means.is_finite(s, "probe", pooled):
+    if not class_means.is_finite(s, "probe", pooled):
         return LinearProbe(
             torch.full_like(s.means, torch.nan), torch.full_like(s.means[:, 0], torch.nan)
         )
@@ -144,10 +144,10 @@ def nearest_class(s: ClassScatter, features: Any) -> Tensor:
     >>> deeprep.metrics.nearest_class(s, torch.tensor([[0.2], [-5.0]])).tolist()
     [0, 1]
     """
-    present = _means.present_classes(s, "nearest_class", at_least=1)
+    present = class_means.present_classes(s, "nearest_class", at_least=1)
     # NaN or Inf in one class reaches mu_G and so every score: all predictions are -1.
-    _means.is_finite(s, "nearest_class", value=-1)
-    centered = _means.present_means(s, present) - s.global_mean
+    class_means.is_finite(s, "nearest_class", value=-1)
+    centered = class_means.present_means(s, present) - s.global_mean
     # |z - mu|^2 = |z|^2 - 2 (<z, mu> - |mu|^2 / 2): the least distance is the largest score.
     bias = torch.linalg.vector_norm(centered, dim=1).square_().mul_(-0.5)
     best = _argmax_of_scores(features, centered, bias, s.global_mean)
@@ -176,8 +176,8 @@ def ncc_accuracy(s: ClassScatter, features: Any, labels: Any) -> float:
     >>> deeprep.metrics.ncc_accuracy(deeprep.class_scatter(features, labels), features, labels)
     0.75
     """
-    _means.present_classes(s, "ncc_accuracy", at_least=1)
-    if not _means.is_finite(s, "ncc_accuracy"):
+    class_means.present_classes(s, "ncc_accuracy", at_least=1)
+    if not class_means.is_finite(s, "ncc_accuracy"):
         return float("nan")
     return _accuracy(
         lambda rows: nearest_class(s, rows), features, labels, s.ignore_index, "ncc_accuracy"
@@ -215,17 +215,17 @@ def self_duality(s: ClassScatter, weight: Any) -> float:
             f"weight has shape {tuple(rows.shape)}, expected {tuple(s.means.shape)}: one row for "
             "each class"
         )
-    present = _means.present_classes(s, "self_duality")
-    if not _means.is_finite(s, "self_duality"):
+    present = class_means.present_classes(s, "self_duality")
+    if not class_means.is_finite(s, "self_duality"):
         return float("nan")
     rows = rows.to(s.means)[present]
-    centered = _means.centered_means(s, present)
+    centered = class_means.centered_means(s, present)
     lengths = torch.linalg.matrix_norm(rows), torch.linalg.matrix_norm(centered)
     if not bool(lengths[0]):
-        _means.warn_undefined("self_duality", "the weight is zero")
+        class_means.warn_undefined("self_duality", "the weight is zero")
         return float("nan")
     if not bool(lengths[1]):
-        return _means.ratio(0.0, 0.0, "self_duality")
+        return class_means.ratio(0.0, 0.0, "self_duality")
     return float(torch.linalg.matrix_norm(rows / lengths[0] - centered / lengths[1]))
 
 
@@ -235,9 +235,9 @@ def _argmax_of_scores(features: Any, weight: Tensor, bias: Tensor, origin: Tenso
     ``weight`` (P, d), ``bias`` (P,), ``origin`` (d,). Only a block of rows at a time is widened to
     float64 and multiplied.
     """
-    rows = _means.check_features(features, weight)
+    rows = class_means.check_features(features, weight)
     best = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    for where, block in _means.blocks_of_rows(rows, origin, len(weight)):
+    for where, block in class_means.blocks_of_rows(rows, origin, len(weight)):
         value, winner = torch.addmm(bias, block, weight.T).max(dim=1)
         best[where] = torch.where(value.isfinite(), winner, -1)
     return best

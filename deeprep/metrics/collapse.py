@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprep.metrics import _means
-from deeprep.scatter import ClassScatter, Weighting
+from deeprep.metrics import class_means
+from deeprep.state import ClassScatter, Weighting
 
 
 def compression(
@@ -50,21 +50,21 @@ def compression(
     >>> round(deeprep.compression(s, corrected=True), 12)  # 2 / (4 - 2/2 + 2/4)
     0.571428571429
     """
-    present = _means.present_classes(s, "compression")
+    present = class_means.present_classes(s, "compression")
     between = s.trace_between(weighting, corrected)
-    if not _means.is_finite(s, "compression"):
+    if not class_means.is_finite(s, "compression"):
         return float("nan")
     if not corrected:
-        if between <= _means.rounding_of_means(s) ** 2:
+        if between <= class_means.rounding_of_means(s) ** 2:
             between = 0.0
-        return _means.ratio(s.trace_within, between, "compression")
+        return class_means.ratio(s.trace_within, between, "compression")
     shares = s.counts[present].double() / s.num_samples
     within = float(shares @ s.covariance_traces(present))
     # A difference of two traces: what is left has the rounding of both.
-    if between <= max(_means.rounding_of_means(s) ** 2, 16.0 * _means.EPS * within):
+    if between <= max(class_means.rounding_of_means(s) ** 2, 16.0 * class_means.EPS * within):
         between = 0.0
     reason = "the corrected Tr Sigma_B is not above zero: the class means may coincide"
-    return _means.ratio(within, between, "compression", reason)
+    return class_means.ratio(within, between, "compression", reason)
 
 
 def nc1(s: ClassScatter) -> float:
@@ -96,20 +96,20 @@ def nc1(s: ClassScatter) -> float:
     >>> round(deeprep.metrics.nc1(s), 12)
     0.125
     """
-    present = _means.present_classes(s, "nc1")
+    present = class_means.present_classes(s, "nc1")
     within = s.within
-    if not _means.is_finite(s, "nc1", within):
+    if not class_means.is_finite(s, "nc1", within):
         return float("nan")
-    centered = _means.centered_means(s, present)
-    rounding = _means.rounding_of_means(s) * len(centered) ** 0.5
-    relative = max(centered.shape) * _means.EPS
+    centered = class_means.centered_means(s, present)
+    rounding = class_means.rounding_of_means(s) * len(centered) ** 0.5
+    relative = max(centered.shape) * class_means.EPS
     if centered.shape[0] > centered.shape[1]:  # R has the same V and s and is only (d, d)
         centered = torch.linalg.qr(centered, mode="r").R
     _, singular, vectors = torch.linalg.svd(centered, full_matrices=False)
     # Centring leaves one direction of mere rounding: the combination of the means that is mu_G.
     kept = singular > max(rounding, relative * float(singular[0]))
     if not bool(kept.any()):
-        return _means.ratio(s.trace_within, 0.0, "nc1")
+        return class_means.ratio(s.trace_within, 0.0, "nc1")
     directions = vectors[kept]
     spread = ((directions @ within) * directions).sum(dim=1).clamp_(min=0.0)
     return float((spread / singular[kept].square()).sum())
@@ -172,16 +172,16 @@ def cdnv_per_class(s: ClassScatter) -> Tensor:
 
 def _cdnv_of_present(s: ClassScatter, statistic: str) -> Tensor:
     """Compute the CDNV (P,) of the classes with samples; errors and warnings name `statistic`."""
-    present = _means.present_classes(s, statistic)
-    if not _means.is_finite(s, statistic):
+    present = class_means.present_classes(s, statistic)
+    if not class_means.is_finite(s, statistic):
         return s.sumsq.new_full((len(present),), torch.nan)
     variances = (s.sumsq / s.counts)[present]
     totals = torch.zeros_like(variances)
-    for start, distances in _means.distance_tiles(_means.centered_means(s, present)):
+    for start, distances in class_means.distance_tiles(class_means.centered_means(s, present)):
         rows = slice(start, start + len(distances))
         spreads = variances[rows, None] + variances[None, start:]
         # An infinite distance takes the pairs met before out of the sums.
-        spreads /= _means.fill_repeats(distances, torch.inf)
+        spreads /= class_means.fill_repeats(distances, torch.inf)
         totals[rows] += spreads.sum(dim=1)
         totals[start:] += spreads.sum(dim=0)
     return totals / (2 * (len(present) - 1))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprep._validate import UndefinedStatisticError, check_batch, check_labels, to_tensors
-from deeprep.metrics import _means
-from deeprep.scatter import ClassScatter
+from deeprep.base.validate import UndefinedStatisticError, check_batch, check_labels, to_tensors
+from deeprep.metrics import class_means
+from deeprep.state import ClassScatter
 
 
 def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
@@ -60,16 +60,16 @@ def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
     >>> deeprep.metrics.cdnv(s)
     1.625
     """
-    _means.require_classes(s, "directional_cdnv", 2)
+    class_means.require_classes(s, "directional_cdnv", 2)
     rows, classes = to_tensors(features, labels, s.num_classes)
-    _means.check_features(rows, s.means)
+    class_means.check_features(rows, s.means)
     check_batch(rows, classes)
     check_labels(classes, s.num_classes, s.ignore_index)
-    if not _means.is_finite(s, "directional_cdnv"):
+    if not class_means.is_finite(s, "directional_cdnv"):
         return math.nan
     spread = DirectionalSpread(s)
     own, counted = spread.own_means(classes)
-    for where, block in _means.blocks_of_rows(rows, spread.origin, spread.num_means):
+    for where, block in class_means.blocks_of_rows(rows, spread.origin, spread.num_means):
         spread.update(block, own[where], counted[where])
     if not bool(spread.counts.any()):
         raise UndefinedStatisticError(
@@ -78,7 +78,7 @@ def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
     value = spread.cdnv()
     if math.isnan(value):
         reason = "two class means coincide, or the features hold NaN or Inf"
-        _means.warn_undefined("directional_cdnv", reason)
+        class_means.warn_undefined("directional_cdnv", reason)
     return value
 
 
@@ -100,7 +100,7 @@ class DirectionalSpread:
         all_means = torch.arange(len(present), device=present.device)
         self.num_means = len(present)
         self.origin = s.global_mean
-        self.centered = _means.centered_means(s, present)
+        self.centered = class_means.centered_means(s, present)
         self.sums = torch.zeros_like(s.sumsq[present])
         self.counts = torch.zeros_like(present)
         self._ignore_index = s.ignore_index
@@ -108,7 +108,7 @@ class DirectionalSpread:
         self._place[present] = all_means
         self._lengths = torch.linalg.vector_norm(self.centered, dim=1).square_()
         self._distances: Tensor | None = None
-        kept = min(_means.TILE_ENTRIES, max(self.centered.numel(), 1 << 16))
+        kept = min(class_means.TILE_ENTRIES, max(self.centered.numel(), 1 << 16))
         if self.num_means**2 <= kept:
             self._distances = self._distances_from(all_means)
 
@@ -149,6 +149,6 @@ class DirectionalSpread:
         """Compute |mu_own - mu_k'|^2 (B, P)."""
         rows = self.centered[own]
         gram = rows @ self.centered.T
-        return _means.squared_distances(
+        return class_means.squared_distances(
             rows, self.centered, self._lengths[own], self._lengths, gram
         )

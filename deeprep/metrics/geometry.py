@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from deeprep.metrics import _means
-from deeprep.scatter import ClassScatter
+from deeprep.metrics import class_means
+from deeprep.state import ClassScatter
 
 
 class ClosestClasses(NamedTuple):
@@ -96,11 +96,11 @@ def equinorm(s: ClassScatter) -> float:
     >>> deeprep.metrics.equinorm(s)
     0.0
     """
-    present = _means.present_classes(s, "equinorm")
-    if not _means.is_finite(s, "equinorm"):
+    present = class_means.present_classes(s, "equinorm")
+    if not class_means.is_finite(s, "equinorm"):
         return float("nan")
-    norms = _means.centered_norms(s, present)
-    return _means.ratio(float(norms.std(correction=0)), float(norms.mean()), "equinorm")
+    norms = class_means.centered_norms(s, present)
+    return class_means.ratio(float(norms.std(correction=0)), float(norms.mean()), "equinorm")
 
 
 def equiangularity(s: ClassScatter) -> float:
@@ -125,7 +125,7 @@ def equiangularity(s: ClassScatter) -> float:
     >>> round(deeprep.metrics.equiangularity(s), 12)
     0.0
     """
-    unit = _means.directions(s, "equiangularity", centered=True)
+    unit = class_means.directions(s, "equiangularity", centered=True)
     if unit is None:
         return float("nan")
     pairs = len(unit) * (len(unit) - 1) // 2
@@ -133,8 +133,8 @@ def equiangularity(s: ClassScatter) -> float:
     # that deviations from it are squared and nothing cancels.
     mean = (float(unit.sum(dim=0).square().sum()) - len(unit)) / (2 * pairs)
     total = torch.zeros_like(unit[0, 0])
-    for _, tile in _means.gram_tiles(unit):
-        total += _means.fill_repeats(tile.sub_(mean), 0.0).square_().sum()
+    for _, tile in class_means.gram_tiles(unit):
+        total += class_means.fill_repeats(tile.sub_(mean), 0.0).square_().sum()
     return math.sqrt(float(total) / pairs)
 
 
@@ -160,22 +160,22 @@ def etf_error(s: ClassScatter) -> float:
     >>> round(deeprep.metrics.etf_error(s), 12)
     0.0
     """
-    present = _means.present_classes(s, "etf_error")
-    if not _means.is_finite(s, "etf_error"):
+    present = class_means.present_classes(s, "etf_error")
+    if not class_means.is_finite(s, "etf_error"):
         return float("nan")
-    centered = _means.centered_means(s, present)
+    centered = class_means.centered_means(s, present)
     # M by its largest entry first: the fourth powers below can then neither over- nor underflow.
     largest = torch.linalg.vector_norm(centered, torch.inf)
     if not bool(largest):
-        return _means.ratio(0.0, 0.0, "etf_error")
+        return class_means.ratio(0.0, 0.0, "etf_error")
     centered /= largest
     squares = torch.zeros_like(largest)
-    for _, tile in _means.gram_tiles(centered):
+    for _, tile in class_means.gram_tiles(centered):
         squares += _symmetric_sum(tile.square_())
     norm = squares.sqrt()
     classes = len(centered)
     total = torch.zeros_like(largest)
-    for _, tile in _means.gram_tiles(centered):
+    for _, tile in class_means.gram_tiles(centered):
         tile.div_(norm).add_(1.0 / (classes * math.sqrt(classes - 1)))
         tile.diagonal().sub_(1.0 / math.sqrt(classes - 1))
         total += _symmetric_sum(tile.square_())
@@ -208,36 +208,38 @@ def gnc2(s: ClassScatter) -> float:
     >>> round(deeprep.metrics.gnc2(s), 12)
     0.0
     """
-    unit = _means.directions(s, "gnc2", centered=True)
+    unit = class_means.directions(s, "gnc2", centered=True)
     if unit is None:
         return float("nan")
     pairs = len(unit) * (len(unit) - 1) // 2
     total = torch.zeros_like(unit[0, 0])
-    for _, squares in _means.distance_tiles(unit):
+    for _, squares in class_means.distance_tiles(unit):
         # Squares of rounding errors are no distance.
-        squares.masked_fill_(squares <= (16.0 * _means.EPS) ** 2, 0.0)
-        total += _means.fill_repeats(squares, 1.0).log_().mul_(-0.5).sum()
+        squares.masked_fill_(squares <= (16.0 * class_means.EPS) ** 2, 0.0)
+        total += class_means.fill_repeats(squares, 1.0).log_().mul_(-0.5).sum()
     mean = float(total) / pairs
     if math.isinf(mean):
-        _means.warn_undefined("gnc2", "two class means lie in the same direction from the global")
+        class_means.warn_undefined(
+            "gnc2", "two class means lie in the same direction from the global"
+        )
         return float("nan")
     total.zero_()
-    for _, squares in _means.distance_tiles(unit):
+    for _, squares in class_means.distance_tiles(unit):
         kernel = squares.log_().mul_(-0.5).sub_(mean)
-        total += _means.fill_repeats(kernel, 0.0).square_().sum()
+        total += class_means.fill_repeats(kernel, 0.0).square_().sum()
     deviation = math.sqrt(float(total) / pairs)
-    return _means.ratio(deviation, abs(mean), "gnc2", "the kernels average to 0")
+    return class_means.ratio(deviation, abs(mean), "gnc2", "the kernels average to 0")
 
 
 def _symmetric_sum(tile: torch.Tensor) -> torch.Tensor:
     """Sum the part of a symmetric (K, K) matrix that ``tile`` stands for; overwrites the tile."""
     diagonal = tile.diagonal().sum()
-    return diagonal + 2.0 * _means.fill_repeats(tile, 0.0).sum()
+    return diagonal + 2.0 * class_means.fill_repeats(tile, 0.0).sum()
 
 
 def _closest(s: ClassScatter, centered: bool, statistic: str) -> ClosestClasses:
     """Find the pair of means with the largest cosine, tile by tile."""
-    unit = _means.directions(s, statistic, centered=centered)
+    unit = class_means.directions(s, statistic, centered=centered)
     if unit is None:
         return ClosestClasses(-1, -1, float("nan"))
     best = closest_rows(unit)
@@ -248,8 +250,8 @@ def _closest(s: ClassScatter, centered: bool, statistic: str) -> ClosestClasses:
 def closest_rows(unit: torch.Tensor) -> ClosestClasses:
     """Find the rows i < j of unit vectors (P, d) with the largest cosine; -inf below two rows."""
     best = ClosestClasses(-1, -1, -math.inf)
-    for start, tile in _means.gram_tiles(unit):
-        cosine, position = _means.fill_repeats(tile, -math.inf).flatten().max(dim=0)
+    for start, tile in class_means.gram_tiles(unit):
+        cosine, position = class_means.fill_repeats(tile, -math.inf).flatten().max(dim=0)
         if float(cosine) > best.cosine:
             row, column = divmod(int(position), tile.shape[1])
             best = ClosestClasses(start + row, start + column, float(cosine))

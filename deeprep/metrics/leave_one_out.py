@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from deeprep import ops
-from deeprep._statistics import name_classes
-from deeprep.metrics import _means
+from deeprep.metrics import class_means
 from deeprep.metrics.geometry import closest_rows
-from deeprep.scatter import ClassScatter, Weighting
+from deeprep.state import ClassScatter, Weighting
+from deeprep.state.statistics import name_classes
 
 
 class Jackknife(NamedTuple):
@@ -60,20 +60,20 @@ def jackknife(
     >>> round(deeprep.metrics.jackknife(s).compression, 4)  # 1/36, 1/16 and 1/4 without one class
     0.138
     """
-    present = _means.present_classes(s, "jackknife", at_least=3)
+    present = class_means.present_classes(s, "jackknife", at_least=3)
     # Sigma_B's weights are these, divided by their sum over the classes that are left.
     weights = s.class_weights(weighting, present) * len(present)
-    if not _means.is_finite(s, "jackknife"):
+    if not class_means.is_finite(s, "jackknife"):
         return Jackknife(math.nan, math.nan)
     compressions = _compressions_without_each(s, present, weights, corrected)
     undefined = present[~compressions.isfinite()].tolist()
     spread = math.nan
     if undefined:
         reason = f"compression is undefined without any one of {name_classes(undefined)}"
-        _means.warn_undefined("the jackknife error of compression", reason)
+        class_means.warn_undefined("the jackknife error of compression", reason)
     else:
         spread = _standard_error(compressions)
-    unit = _means.directions(s, "the jackknife error of discrimination", centered=False)
+    unit = class_means.directions(s, "the jackknife error of discrimination", centered=False)
     if unit is None:
         return Jackknife(spread, math.nan)
     return Jackknife(spread, _standard_error(_discriminations_without_each(unit)))
@@ -100,7 +100,7 @@ def _compressions_without_each(
         _sum_of_others(weights * traces / counts) - 2.0 * _sum_of_others(weights * traces) / rest
     )
     between = between - inflation / _sum_of_others(weights) - within / rest
-    return torch.where(between > 16.0 * _means.EPS * within, within / between, torch.inf)
+    return torch.where(between > 16.0 * class_means.EPS * within, within / between, torch.inf)
 
 
 def _between_without_each(s: ClassScatter, present: Tensor, weights: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _between_without_each(s: ClassScatter, present: Tensor, weights: Tensor) -> 
     sum_{k != j} w_k |c_k|^2 + 2 a_j (<sum_k w_k c_k, c_j> - w_j |c_j|^2) + a_j^2 W_j |c_j|^2.
     """
     counts = s.counts[present].double()
-    centered = _means.centered_means(s, present)
+    centered = class_means.centered_means(s, present)
     lengths = torch.linalg.vector_norm(centered, dim=1).square_()
     leverage = counts / _sum_of_others(counts)
     others, rest = _sum_of_others(weights * lengths), _sum_of_others(weights)
@@ -132,7 +132,7 @@ def _between_without_each(s: ClassScatter, present: Tensor, weights: Tensor) -> 
     # Where the subtraction of a mean from the others leaves its rounding, see rounding_of_means.
     longest, at = own.topk(2)
     largest = torch.full_like(own, float(longest[0])).index_fill_(0, at[:1], float(longest[1]))
-    rounding = (16.0 * _means.EPS) ** 2 * largest
+    rounding = (16.0 * class_means.EPS) ** 2 * largest
     return between.masked_fill_(between <= rounding, 0.0)
 
 

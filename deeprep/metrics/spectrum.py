@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deeprep._statistics import name_classes
-from deeprep._validate import check_batch, check_labels, to_tensors
-from deeprep.metrics import _means
-from deeprep.scatter import ClassScatter
+from deeprep.base.validate import check_batch, check_labels, to_tensors
+from deeprep.metrics import class_means
+from deeprep.state import ClassScatter
+from deeprep.state.statistics import name_classes
 
 
 def singular_values(s: ClassScatter) -> Tensor:
@@ -227,7 +227,7 @@ def class_ranks(
     """
     _check_threshold(threshold)
     rows, classes = to_tensors(features, labels, s.num_classes)
-    _means.check_features(rows, s.means)
+    class_means.check_features(rows, s.means)
     check_batch(rows, classes)
     check_labels(classes, s.num_classes, s.ignore_index)
     numerical = torch.full_like(s.counts, -1)
@@ -250,7 +250,7 @@ def class_ranks(
         others[:, k] = torch.tensor(ranks, dtype=torch.float64)
     if bad:
         reason = f"the features of {name_classes(bad)} hold NaN or Inf"
-        _means.warn_undefined("class_ranks", reason)
+        class_means.warn_undefined("class_ranks", reason)
     return ClassRanks(numerical, *others)
 
 
@@ -267,15 +267,15 @@ def noise_of_scatter(pooled: Tensor, resolution: float, scatter: Tensor) -> floa
     errors measured in S are 0.1 to 3 units of |S|_F in the spectral norm, on features of any rank.
     """
     norms = torch.linalg.matrix_norm(pooled), torch.linalg.matrix_norm(scatter)
-    return 4.0 * resolution * float(norms[0]) + 8.0 * _means.EPS * float(norms[1])
+    return 4.0 * resolution * float(norms[0]) + 8.0 * class_means.EPS * float(norms[1])
 
 
 def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> Tensor:
     """Compute :func:`singular_values`; errors and warnings speak of ``statistic``."""
-    _means.present_classes(s, statistic, at_least=1)
+    class_means.present_classes(s, statistic, at_least=1)
     pooled = s.pooled_scatter
     kept = min(s.num_samples, s.num_features)
-    if not _means.is_finite(s, statistic, pooled, value=value):
+    if not class_means.is_finite(s, statistic, pooled, value=value):
         return torch.full((kept,), torch.nan, dtype=torch.float64, device=pooled.device)
     rows = s.means * s.counts.double().sqrt_().unsqueeze(1)
     second_moment = torch.addmm(pooled, rows.T, rows)

@@ -14,7 +14,7 @@ from deeprep.models.stack import Init, LayerStack
 from deeprep.models.vision import FittedImages, VisionModel, vision_names
 
 if TYPE_CHECKING:
-    from deeprep.config import ModelSettings
+    from deeprep.run.settings import ModelSettings
 
 __all__ = [
     "STACKS",
@@ -60,7 +60,7 @@ def build_model(
     Parameters
     ----------
     settings
-        The model group of `deeprep.defaults.resolve(settings)`.
+        The model group of `deeprep.run.defaults.resolve(settings)`.
     input_shape
         Shape of one sample: (d,) for vectors, (C, H, W) for images.
     num_classes
@@ -72,8 +72,8 @@ def build_model(
         Unknown architecture; vectors given to a vision model; a stack deeper than its options
         allow.
 
-    >>> from deeprep.config import Settings
-    >>> from deeprep.defaults import resolve
+    >>> from deeprep.run.settings import Settings
+    >>> from deeprep.run.defaults import resolve
     >>> model = build_model(resolve(Settings()).model, (1, 8, 8), num_classes=10)
     >>> model.probe_layers[:2], model.classifier.out_features
     (['layer1', 'layer2'], 10)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from deeprep.config import ModelSettings
+    from deeprep.run.settings import ModelSettings
 
 __all__ = ["Init", "LayerStack", "initialize"]
 
@@ -110,7 +110,7 @@ class LayerStack(nn.Module):
         cls, settings: ModelSettings, input_shape: tuple[int, ...], num_classes: int
     ) -> LayerStack:
         """Build the stack that resolved settings describe; see `build_model`."""
-        from deeprep.config import chosen
+        from deeprep.run.settings import chosen
 
         depth = chosen(settings.depth)
         linear_layers = {"linear": depth - 1, "mlp": 0}.get(settings.arch)

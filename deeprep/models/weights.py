@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.nn.parameter import is_lazy
 
-from deeprep._files import natural_order
+from deeprep.base.paths import natural_order
 
 __all__ = ["fit_state", "listed", "load_state", "num_outputs_of", "read_state", "weight_files"]
 

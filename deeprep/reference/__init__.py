@@ -11,7 +11,6 @@ samples with mean mu_k; mu_G is the mean of all N samples. Classes without sampl
 nothing; where fewer classes have samples than a statistic needs, UndefinedStatisticError.
 """
 
-from deeprep.reference._scatter import ReferenceScatter, class_scatter
 from deeprep.reference.classes import per_class
 from deeprep.reference.classifier import ncc_accuracy, nearest_class, probe, self_duality
 from deeprep.reference.collapse import (
@@ -30,6 +29,7 @@ from deeprep.reference.geometry import (
     etf_error,
     gnc2,
 )
+from deeprep.reference.scatter import ReferenceScatter, class_scatter
 from deeprep.reference.spectrum import (
     class_ranks,
     effective_rank,

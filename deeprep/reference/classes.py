@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deeprep.reference._scatter import scatter_of
 from deeprep.reference.collapse import cdnv_per_class
+from deeprep.reference.scatter import scatter_of
 
 
 def per_class(

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deeprep.reference._scatter import Array, ratio, scatter_of
 from deeprep.reference.geometry import discrimination
+from deeprep.reference.scatter import Array, ratio, scatter_of
 
 
 def compression(

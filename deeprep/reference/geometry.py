@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deeprep.reference._scatter import cosines_of, ratio, scatter_of
+from deeprep.reference.scatter import cosines_of, ratio, scatter_of
 
 
 def closest_classes(

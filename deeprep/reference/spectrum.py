@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deeprep.reference._scatter import Array, Integers, scatter_of
+from deeprep.reference.scatter import Array, Integers, scatter_of
 
 
 def singular_values(features: ArrayLike, labels: ArrayLike, *, ignore_index: int = -100) -> Array:

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from deeprep._validate import require
-from deeprep.config import Settings, from_dict
-from deeprep.defaults import describe_defaults
-from deeprep.sweep._drive import drive, local_launcher, locked
-from deeprep.sweep._grid import Run, make_runs, parse_axis, parse_seeds
-from deeprep.sweep._results import collect, figure, table, write_csv
-from deeprep.sweep._runs import SweepDirectory
-from deeprep.sweep._slurm import parse_slurm_options, slurm_launcher
+from deeprep.base.validate import require
+from deeprep.run.defaults import describe_defaults
+from deeprep.run.settings import Settings, from_dict
+from deeprep.sweep.drive import drive, local_launcher, locked
+from deeprep.sweep.grid import Run, make_runs, parse_axis, parse_seeds
+from deeprep.sweep.results import collect, figure, table, write_csv
+from deeprep.sweep.runs import SweepDirectory
+from deeprep.sweep.slurm import parse_slurm_options, slurm_launcher
 
 __all__ = ["main"]
 

@@ -6,18 +6,18 @@ Learning via Layerwise Feature Compression and Discrimination", JMLR 26(220), 20
 classifier; layer l = 0 is the input and l = 1..L-1 are the hidden outputs.
 """
 
-from deeprep.theory._assumptions import (
+from deeprep.theory.assumptions import (
     balance_errors,
     minimum_norm_error,
     trailing_singular_values,
 )
-from deeprep.theory._lines import LineFit, fit_line
-from deeprep.theory._predictions import (
+from deeprep.theory.lines import LineFit, fit_line
+from deeprep.theory.predictions import (
     dln_compression_ratio,
     dln_discrimination,
     orthonormal_compression,
 )
-from deeprep.theory._reduction import (
+from deeprep.theory.reduction import (
     ReducedDeepLinear,
     draw_wide_deep_linear,
     reduce_deep_linear,

@@ -21,7 +21,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deeprep import _core, _streaming, ops
+from deeprep import _core, ops
+from deeprep.state import streaming
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,9 +179,9 @@ def on_host(monkeypatch, kernels):
         "on_host",
         lambda tensor: any(tensor.untyped_storage()._cdata == t._cdata for t in kept),
     )
-    monkeypatch.setattr(_streaming, "_feeds", {})
+    monkeypatch.setattr(streaming, "_feeds", {})
     monkeypatch.setattr(
-        _streaming, "_pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+        streaming, "_pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
     )
 
     def keep(*tensors):

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import deeprep
-from deeprep import ClassScatter, _core, _pooled, _streaming, class_scatter, ops
-from deeprep._ranks import Ranks
+from deeprep import ClassScatter, _core, class_scatter, ops
+from deeprep.base.ranks import Ranks
+from deeprep.state import pooled, streaming
 
 NUM_CLASSES, WIDTH = 4, 6
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -169,8 +170,8 @@ def test_products_over_many_blocks_and_far_from_the_origin(monkeypatch, offset):
     features += offset
     s = ClassScatter(NUM_CLASSES, 5, full=True)
     for rows, entries in ((64, 64 * 5), (64, 64 * 5 * 3), (4096, 2**24)):
-        monkeypatch.setattr(_pooled, "_BLOCK_ROWS", rows)
-        monkeypatch.setattr(_pooled, "_BLOCK_ENTRIES", entries)
+        monkeypatch.setattr(pooled, "_BLOCK_ROWS", rows)
+        monkeypatch.setattr(pooled, "_BLOCK_ENTRIES", entries)
         s.reset()
         s.update(features, labels)
         expected = on_cpu([(features, labels)], full=True)["products"]
@@ -286,16 +287,16 @@ def test_streaming_is_one_update_per_slab(monkeypatch, on_host, full, pinned, sl
     for begin in range(0, 200, slab_rows):
         expected.update(features[begin : begin + slab_rows], labels[begin : begin + slab_rows])
     row_bytes = WIDTH * dtype.itemsize + 8
-    slab_bytes = slab_rows * row_bytes + _streaming._ALIGNMENT
-    monkeypatch.setattr(_streaming, "_SLAB_BYTES", slab_bytes)
-    monkeypatch.setattr(_streaming, "_is_pinned", lambda tensor: pinned)
+    slab_bytes = slab_rows * row_bytes + streaming._ALIGNMENT
+    monkeypatch.setattr(streaming, "_SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(streaming, "_is_pinned", lambda tensor: pinned)
     s = ClassScatter(NUM_CLASSES, WIDTH, full=full)
     s.update(*on_host(features, labels))
     assert_state(s, expected.state_dict())
 
 
 def test_streaming_takes_rows_longer_than_a_slab_and_any_stride(monkeypatch, on_host):
-    monkeypatch.setattr(_streaming, "_SLAB_BYTES", 10)
+    monkeypatch.setattr(streaming, "_SLAB_BYTES", 10)
     features, labels = make_data(20)
     expected = ClassScatter(NUM_CLASSES, WIDTH)
     for row in range(20):
@@ -312,7 +313,7 @@ def test_numpy_features_are_streamed(monkeypatch, on_host):
     as_tensor = torch.from_numpy
     monkeypatch.setattr(torch, "from_numpy", lambda array: on_host(as_tensor(array))[0])
     s.update(features.numpy(), labels.numpy())
-    assert len(_streaming._feeds) == 1
+    assert len(streaming._feeds) == 1
     assert_state(s, on_cpu([(features, labels)]))
 
 
@@ -326,7 +327,7 @@ def test_host_labels_are_checked_before_anything_is_copied(on_host):
     with pytest.raises(ValueError, match=r"means has shape \(4, 6\), expected \(4, 5\)"):
         s.update(features[:, :5], labels.clamp(max=3))
     assert s.num_samples == 0
-    assert _streaming._feeds == {}
+    assert streaming._feeds == {}
 
 
 @pytest.mark.usefixtures("on_host")

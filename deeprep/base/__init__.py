@@ -1,0 +1,1 @@
+"""What everything stands on: input checks, paths, and the processes of a group."""

@@ -1,0 +1,269 @@
+"""What an experiment leaves behind, and how a later run goes on from it.
+
+OUT/<name>/ holds
+
+result.json    settings, numbers, verdicts, seconds, versions, command: what the report is made of
+figure.png     laid out like the paper's
+parts/*.json   the numbers of each finished part of the computation, which --resume does not repeat
+
+each written under another name and then renamed, so that a run killed at any moment leaves whole
+files. JSON is strict: NaN and infinities are the strings "nan", "inf" and "-inf".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from deeprep.base.paths import atomic_path
+from deeprep.experiments.frame import Check, Experiment, Numbers, Options, Setting
+from deeprep.run.record import environment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+__all__ = ["Result", "Workspace", "load_result", "perform", "save_figure"]
+
+_RESOLUTION = 150  # dots per inch
+
+
+class Workspace:
+    """Where an experiment computes: its directory, and the parts that are finished already.
+
+    Attributes
+    ----------
+    directory
+        OUT/<name>, which exists.
+    resume
+        Whether to use what an earlier run left there.
+    seconds
+        Name of each part used -> seconds that its computation took, in this run or an earlier one.
+    """
+
+    def __init__(self, directory: Path, *, resume: bool, say: Callable[[str], None]) -> None:
+        self.directory = directory
+        self.resume = resume
+        self.seconds: dict[str, float] = {}
+        self._say = say
+        (directory / "parts").mkdir(parents=True, exist_ok=True)
+
+    def part(
+        self, name: str, settings: Mapping[str, Any], compute: Callable[[], Numbers]
+    ) -> Numbers:
+        """Return the numbers of a part: what an earlier run found for the same settings, or anew.
+
+        Parameters
+        ----------
+        name
+            Of the part, fit for a file name; unique in the experiment.
+        settings
+            All that the numbers depend on, as plain data.
+        compute
+            Gives the numbers, as plain data.
+        """
+        path = self.directory / "parts" / f"{name}.json"
+        wanted = json.loads(_to_json(settings))
+        if self.resume and path.is_file():
+            kept = json.loads(path.read_text())
+            if kept["settings"] == wanted:
+                self._say(f"{name}: found")
+                self.seconds[name] = kept["seconds"]
+                return _decode(kept["numbers"])  # type: ignore[no-any-return]
+        begin = time.perf_counter()
+        numbers = compute()
+        self.seconds[name] = time.perf_counter() - begin
+        self._say(f"{name}: {self.seconds[name]:.1f} s")
+        content = {"settings": wanted, "numbers": numbers, "seconds": self.seconds[name]}
+        _write(path, content)
+        # As an interrupted run would find them, so that resuming cannot change a digit.
+        return _decode(json.loads(_to_json(numbers)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What result.json holds.
+
+    Attributes
+    ----------
+    name, title, claim
+        Of the experiment.
+    full, seeds
+        The size: the paper's or a reduced one, and the number of seeds.
+    settings
+        Every setting, with its source.
+    numbers
+        What was computed.
+    checks
+        The verdicts.
+    seconds
+        Of computing, all parts together, whether in this run or, resumed, in earlier ones.
+    parts
+        Name of each part -> its seconds.
+    environment
+        Versions, commit, device; see `deeprep.run.record.environment`.
+    command
+        How to get the same.
+    """
+
+    name: str
+    title: str
+    claim: str
+    full: bool
+    seeds: int
+    settings: list[Setting]
+    numbers: Numbers
+    checks: list[Check]
+    seconds: float
+    parts: dict[str, float]
+    environment: dict[str, Any]
+    command: str
+
+    @property
+    def failed(self) -> list[Check]:
+        """The verdicts that failed."""
+        return [check for check in self.checks if not check.passed]
+
+    @property
+    def surprises(self) -> list[Check]:
+        """The verdicts that failed and are not known to."""
+        return [check for check in self.failed if not check.known]
+
+    def table(self) -> Table:
+        """Return the table paper | ours | verdict."""
+        table = Table(title=f"{self.name}: {self.title}", box=box.SIMPLE_HEAD)
+        table.add_column("quantity")
+        table.add_column("paper", justify="right")
+        table.add_column("ours", justify="right")
+        table.add_column("tolerance")
+        table.add_column("verdict")
+        for check in self.checks:
+            verdict = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
+            cells = (check.quantity, _text(check.paper), _text(check.ours), check.tolerance)
+            table.add_row(*map(escape, cells), verdict)
+        return table
+
+
+def perform(
+    experiment: Experiment,
+    options: Options,
+    out: Path,
+    console: Console,
+    *,
+    resume: bool = False,
+) -> Result:
+    """Run an experiment, write its files into out/<name>/, print its table; return the result.
+
+    Parameters
+    ----------
+    experiment, options
+        What to run, and how.
+    out
+        Directory of all experiments' results; an earlier result of this one is replaced.
+    console
+        Where the progress and the table go.
+    resume
+        Do not compute again the parts found there that have the same settings.
+    """
+    seeds = experiment.num_seeds(options)
+    console.print(f"[bold]{experiment.name}[/]  {escape(experiment.claim)}", highlight=False)
+    directory = out / experiment.name
+
+    def say(text: str) -> None:
+        console.print(f"  {escape(text)}", style="dim", highlight=False)
+
+    workspace = Workspace(directory, resume=resume, say=say)
+    numbers = experiment.compute(options, workspace)
+    size = " --full" if options.full else ""
+    data = f" --data {options.data.name}" if options.data and experiment.takes_data else ""
+    result = Result(
+        name=experiment.name,
+        title=experiment.title,
+        claim=experiment.claim,
+        full=options.full,
+        seeds=seeds,
+        settings=experiment.settings(options),
+        numbers=numbers,
+        checks=experiment.check(numbers),
+        seconds=math.fsum(workspace.seconds.values()),
+        parts=workspace.seconds,
+        environment=environment(options.device),
+        command=f"python -m deeprep.experiments {experiment.name}{size}{data} --seeds {seeds}",
+    )
+    _write(directory / "result.json", asdict(result))
+    save_figure(experiment.plot(numbers), directory / "figure.png")
+    console.print(result.table())
+    # Several verdicts may fail for one reason.
+    for reason in dict.fromkeys(check.explanation for check in result.failed):
+        quantities = "; ".join(c.quantity for c in result.failed if c.explanation == reason)
+        line = f"[bold red]failed[/] {escape(quantities)}\n  {escape(reason or 'not explained')}"
+        console.print(line, soft_wrap=True, highlight=False)
+    passed = len(result.checks) - len(result.failed)
+    summary = f"{passed} of {len(result.checks)} verdicts passed, {result.seconds:.0f} s computing"
+    console.print(f"{summary}, written to {escape(str(directory))}\n", highlight=False)
+    return result
+
+
+def load_result(path: Path) -> Result:
+    """Read a result.json.
+
+    Raises
+    ------
+    ValueError
+        A file that is none.
+    """
+    values = json.loads(path.read_text())
+    try:
+        values["settings"] = [Setting(**setting) for setting in values["settings"]]
+        values["checks"] = [Check(**_decode(check)) for check in values["checks"]]
+        return Result(**{**values, "numbers": _decode(values["numbers"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of an experiment: {error}") from error
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, atomically; the suffix chooses the format."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=_RESOLUTION)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(_to_json(content) + "\n")
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_encode(value), indent=1, allow_nan=False)
+
+
+def _encode(value: Any) -> Any:
+    """Plain data without NaN and infinities, which strict JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    """Invert `_encode`."""
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

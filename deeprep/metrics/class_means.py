@@ -1,0 +1,192 @@
+"""What the metrics share: which classes take part, their centred means, and tiles over pairs.
+
+Pairs of classes are visited in tiles of a block of rows against all rows from its first on, so
+the K x K matrix of the pairs never exists and each pair is computed once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprep import ops
+from deeprep.base.validate import UndefinedStatisticError, as_tensor
+from deeprep.state import ClassScatter
+from deeprep.state.statistics import name_classes
+
+# Entries of one temporary array, 32 MiB in float64: large enough for the matrix product to run at
+# full speed, small enough to be forgotten next to the K x d means.
+TILE_ENTRIES = 1 << 22
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def require_classes(s: ClassScatter, statistic: str, at_least: int) -> None:
+    """Raise unless that many classes have samples."""
+    found = int(torch.count_nonzero(s.counts))
+    if found < at_least:
+        wanted = {1: "one class", 2: "two classes", 3: "three classes"}[at_least]
+        raise UndefinedStatisticError(
+            f"{statistic} needs at least {wanted} with samples, found {found} of {s.num_classes}"
+        )
+
+
+def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
+    """Return the indices (P,) of the classes with samples; raise if there are too few of them."""
+    require_classes(s, statistic, at_least)
+    return s.present
+
+
+def is_finite(
+    s: ClassScatter, statistic: str, pooled: Tensor | None = None, *, value: object = "nan"
+) -> bool:
+    """Whether the state, and its pooled scatter where given, hold only finite numbers.
+
+    If not, warn that the statistic is ``value`` and name the classes.
+    """
+    classes = s.nonfinite_classes
+    if classes:
+        warn_undefined(statistic, f"the features of {name_classes(classes)} hold NaN or Inf", value)
+    elif pooled is not None and not bool(pooled.isfinite().all()):
+        reason = (
+            "products of the features overflow their precision; scale them down or pass float64"
+        )
+        warn_undefined(statistic, reason, value)
+        return False
+    return not classes
+
+
+def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:
+    """Warn, in the caller of the metric, that the statistic has no ordinary value and why."""
+    warnings.warn(f"{statistic} is {value}: {reason}", UserWarning, stacklevel=4)
+
+
+def ratio(
+    numerator: float, denominator: float, statistic: str, reason: str = "all class means coincide"
+) -> float:
+    """Divide; inf or nan, with a warning that says why, where the denominator is zero."""
+    if denominator == 0.0:
+        value = float("inf") if numerator > 0.0 else float("nan")
+        warn_undefined(statistic, reason, value)
+        return value
+    return numerator / denominator
+
+
+def rounding_of_means(s: ClassScatter) -> float:
+    """Return the length below which mu_k - mu_G is nothing but the rounding of the subtraction."""
+    return 16.0 * EPS * math.sqrt(float(ops.squared_distances(s.means).max()))
+
+
+def centered_means(s: ClassScatter, present: Tensor) -> Tensor:
+    """Return mu_k - mu_G (P, d) in new memory; exactly zero where only rounding is left."""
+    centered = present_means(s, present) - s.global_mean
+    return centered.masked_fill_((centered_norms(s, present) == 0.0).unsqueeze(1), 0.0)
+
+
+def centered_norms(s: ClassScatter, present: Tensor) -> Tensor:
+    """Return |mu_k - mu_G| (P,); exactly zero where only rounding is left."""
+    norms = ops.squared_distances(s.means, s.global_mean).sqrt_()[present]
+    return norms.masked_fill_(norms <= rounding_of_means(s), 0.0)
+
+
+def present_means(s: ClassScatter, present: Tensor) -> Tensor:
+    """Return the means (P, d) of the classes with samples: the state's own where none is empty."""
+    return s.means if len(present) == s.num_classes else s.means[present]
+
+
+def directions(s: ClassScatter, statistic: str, *, centered: bool) -> Tensor | None:
+    """Return mu_k / |mu_k| (P, d); None, with a warning, where they are not all defined."""
+    present = present_classes(s, statistic)
+    if not is_finite(s, statistic):
+        return None
+    means = centered_means(s, present) if centered else present_means(s, present)
+    norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
+    if not bool(norms.all()):
+        zero = name_classes(present[norms.squeeze(1) == 0].tolist())
+        warn_undefined(statistic, f"the means of {zero} are zero and have no direction")
+        return None
+    return means.div_(norms) if centered else means / norms
+
+
+def check_features(features: Any, like: Tensor) -> Tensor:
+    """Bring ``features`` (N, d) into a tensor; they must fit means ``like`` (..., d)."""
+    rows = as_tensor("features", features)
+    if rows.ndim != 2 or rows.shape[1] != like.shape[1]:
+        raise ValueError(f"features has shape {tuple(rows.shape)}, expected (N, {like.shape[1]})")
+    if not rows.is_floating_point():
+        raise TypeError(f"features has dtype {rows.dtype}, expected a floating-point dtype")
+    if rows.device != like.device:
+        raise ValueError(f"features is on {rows.device}, expected {like.device}")
+    return rows
+
+
+def blocks_of_rows(
+    rows: Tensor, origin: Tensor, num_columns: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (where, rows[where] - origin), in float64, block after block of ``rows`` (N, d).
+
+    A block has few enough rows for a product with ``num_columns`` columns to fit a tile.
+    """
+    step = max(1, TILE_ENTRIES // max(rows.shape[1], num_columns))
+    for begin in range(0, len(rows), step):
+        where = slice(begin, begin + step)
+        # A new tensor also for float64 rows: the caller may write to it.
+        yield where, rows[where].to(torch.float64) - origin
+
+
+def gram_tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, tile), tile[i, j] = <rows[start + i], rows[start + j]>, j over all the rest.
+
+    The tiles cover every pair k <= k' once: of each, only the entries j >= i are new. ``rows``
+    (P, d); a tile is (block, P - start), new memory of about ``TILE_ENTRIES`` entries.
+    """
+    start = 0
+    while start < len(rows):
+        stop = start + max(1, TILE_ENTRIES // (len(rows) - start))
+        yield start, rows[start:stop] @ rows[start:].T
+        start = stop
+
+
+def fill_repeats(tile: Tensor, value: float) -> Tensor:
+    """Overwrite, in a tile of :func:`gram_tiles`, all but the pairs k < k' with ``value``."""
+    # Rows and columns start at the same class, so only the leading square holds repeats.
+    square = tile[:, : len(tile)]
+    square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), value)
+    return tile
+
+
+def distance_tiles(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, tile) as :func:`gram_tiles` of |rows[start + i] - rows[start + j]|^2."""
+    lengths = torch.linalg.vector_norm(rows, dim=1).square_()
+    for start, tile in gram_tiles(rows):
+        stop = start + len(tile)
+        yield (
+            start,
+            squared_distances(
+                rows[start:stop], rows[start:], lengths[start:stop], lengths[start:], tile
+            ),
+        )
+
+
+def squared_distances(
+    rows: Tensor, points: Tensor, left: Tensor, right: Tensor, gram: Tensor
+) -> Tensor:
+    """Turn ``gram`` (B, P) = rows points' into |rows_i - points_j|^2, in place.
+
+    ``rows`` (B, d), ``points`` (P, d); ``left`` (B,), ``right`` (P,) are their squared lengths.
+    |a|^2 + |b|^2 - 2<a, b> is one matrix product but loses its digits for near pairs; these, few
+    once the points are centred, are computed again from their differences.
+    """
+    scale = left[:, None] + right[None, :]
+    distances = gram.mul_(-2.0).add_(scale)
+    near_rows, near_columns = torch.nonzero(distances <= 1e-5 * scale, as_tuple=True)
+    step = max(1, TILE_ENTRIES // rows.shape[1])
+    for begin in range(0, len(near_rows), step):
+        i, j = near_rows[begin : begin + step], near_columns[begin : begin + step]
+        distances[i, j] = (rows[i] - points[j]).square_().sum(dim=1)
+    return distances

@@ -1,0 +1,101 @@
+"""What the figures share: canvas, files, axes, and text that has to fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from deeprep.base.paths import atomic_path
+
+_RESOLUTION = 150  # dots per inch
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of that many inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_path(path: str | Path | None) -> None:
+    """Check, before anything is drawn, that a figure can be written to `path`.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        For a suffix that is no format of a figure, and for a directory that there is not.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in formats:
+        known = ", ".join(f".{name}" for name in sorted(formats))
+        raise ValueError(f"path is {path}, expected one of the suffixes {known}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path is {path}, but there is no directory {path.parent}")
+
+
+def save(figure: Figure, path: str | Path | None) -> Figure:
+    """Write the figure, atomically, where there is a path; return it."""
+    if path is not None:
+        with atomic_path(Path(path)) as temporary:
+            figure.savefig(temporary, dpi=_RESOLUTION)
+    return figure
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut the middle out of a text that is too long; both ends of a layer's name tell.
+
+    >>> shorten("encoder.layers.11.feed_forward", 16)
+    'encoder.…forward'
+    """
+    # A dollar would begin a formula.
+    if len(text) > length:
+        begin = length // 2
+        text = f"{text[:begin]}…{text[len(text) - (length - begin - 1) :]}"
+    return text.replace("$", r"\$")
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Indices of at most `count` of `total` things at even steps, the first and last among them.
+
+    >>> evenly(9, 3), evenly(2, 5), evenly(0, 5)
+    ([0, 4, 8], [0, 1], [])
+    """
+    count = min(count, total)
+    return [round(step * (total - 1) / max(1, count - 1)) for step in range(count)]
+
+
+def index_axis(axis: Axis) -> None:
+    """Put ticks on whole numbers."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def log_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Make the y axis logarithmic, with enough labelled ticks to read off values also in a decade.
+
+    Parameters
+    ----------
+    axes : whose y axis it is.
+    values : what is drawn.
+    """
+    axes.set_yscale("log")
+    logs = [math.log10(value) for value in values]
+    if logs and max(logs) - min(logs) < 1.5:
+        wide, narrow = (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+        subs = wide if max(logs) - min(logs) > 0.5 else narrow
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        # Such an axis must reach over two ticks at least.
+        middle = (max(logs) + min(logs)) / 2
+        low, high = min(min(logs) - 0.05, middle - 0.3), max(max(logs) + 0.05, middle + 0.3)
+        axes.set_ylim(10**low, 10**high)

@@ -1,0 +1,165 @@
+"""C_l and D_l against the layer, with their fits, residuals and standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deeprep.plots.canvas import check_path, index_axis, log_axis, new_figure, save
+from deeprep.report import LayerReport
+from deeprep.theory import LineFit
+
+# A standard error of many times the value says "unknown"; so does a bar over six decades.
+_LARGEST_FACTOR = 1e3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a metric is drawn against the layer's index."""
+
+    metric: str  # field of LayerMetrics
+    symbol: str
+    title: str
+    marker: str
+    color: str
+    is_log: bool
+    gap: str  # what a layer without a value to draw has
+    residual: str
+    fit: Callable[[LayerReport], LineFit | None]
+    rate: Callable[[float], str]
+
+    def values(self, report: LayerReport) -> list[float]:
+        """Value of every layer; nan where there is none to draw."""
+        return [self._drawable(vars(layer)[self.metric]) for layer in report.layers]
+
+    def _drawable(self, value: float | None) -> float:
+        if value is None or not math.isfinite(value) or (self.is_log and value <= 0.0):
+            return math.nan
+        return value
+
+    def draw(self, axes: Axes, report: LayerReport, x: Sequence[float], **style: Any) -> None:
+        """Draw the values against `x`, a gap where there is none, with the standard errors."""
+        values = self.values(report)
+        below, above = [], []
+        for layer, value in zip(report.layers, values, strict=True):
+            error = vars(layer)[f"{self.metric}_error"]
+            low, high = self._bar(value, error)
+            below.append(low)
+            above.append(high)
+        bars = None if all(map(math.isnan, below)) else [below, above]
+        axes.errorbar(x, values, yerr=bars, capsize=2.5, elinewidth=1.0, **style)
+
+    def _bar(self, value: float, error: float | None) -> tuple[float, float]:
+        """Lengths of the error bar below and above.
+
+        On a log axis those of log C, whose standard error is error / C: equally long to the eye,
+        and never below zero.
+        """
+        if error is None or not math.isfinite(error) or math.isnan(value):
+            return math.nan, math.nan
+        if not self.is_log:
+            return error, error
+        factor = math.exp(min(error / value, math.log(_LARGEST_FACTOR)))
+        return value - value / factor, value * factor - value
+
+    def scale(self, axes: Axes, values: Sequence[float]) -> None:
+        """Set the y axis and its grid for the values that are drawn."""
+        if self.is_log:
+            log_axis(axes, [value for value in values if not math.isnan(value)])
+        axes.grid(which="both" if self.is_log else "major", alpha=0.25)
+
+
+COMPRESSION = Curve(
+    metric="compression",
+    symbol="$C_l$",
+    title=r"compression  $C_l = \mathrm{Tr}\,\Sigma_W / \mathrm{Tr}\,\Sigma_B$",
+    marker="o",
+    color="#0072b2",
+    is_log=True,
+    gap="0, inf or not defined",
+    residual=r"$\log_{10} C_l$ - fit",
+    fit=lambda report: report.compression_fit,
+    rate=lambda slope: rf"$\times${10**slope:.3g}",
+)
+DISCRIMINATION = Curve(
+    metric="discrimination",
+    symbol="$D_l$",
+    title=r"discrimination  $D_l = 1 - \max_{k \neq k'}\,\cos(\mu_k, \mu_{k'})$",
+    marker="s",
+    color="#d55e00",
+    is_log=False,
+    gap="not defined",
+    residual="$D_l$ - fit",
+    fit=lambda report: report.discrimination_fit,
+    rate=lambda slope: f"{slope:+.3g}",
+)
+
+
+def plot_compression(report: LayerReport, path: str | Path | None = None) -> Figure:
+    """C_l against l on a log axis, with the line through log C_l, l >= 1; written to `path`."""
+    return _plot_curve(COMPRESSION, report, path)
+
+
+def plot_discrimination(report: LayerReport, path: str | Path | None = None) -> Figure:
+    """D_l against l, with the line through D_l, l >= 1; written to `path`."""
+    return _plot_curve(DISCRIMINATION, report, path)
+
+
+def _plot_curve(curve: Curve, report: LayerReport, path: str | Path | None) -> Figure:
+    check_path(path)
+    figure = new_figure(5.5, 4)
+    axes = figure.add_subplot()
+    draw_with_fit(axes, curve, report)
+    axes.set_xlabel("layer $l$")
+    axes.set_ylabel(curve.title)
+    return save(figure, path)
+
+
+def draw_with_fit(axes: Axes, curve: Curve, report: LayerReport) -> None:
+    """Draw one metric against the layer's index, and the line fitted to it for l >= 1."""
+    depths = [layer.index for layer in report.layers]
+    values = curve.values(report)
+    curve.draw(axes, report, depths, label=curve.symbol, marker=curve.marker, color=curve.color)
+    fit = curve.fit(report)
+    drawn = values
+    if fit is not None:
+        fitted = [fit.intercept + fit.slope * depth for depth in depths[1:]]
+        line = [10**value for value in fitted] if curve.is_log else fitted
+        label = rf"fit: {curve.rate(fit.slope)} a layer, $R^2$ = {fit.r_squared:.3f}"
+        axes.plot(depths[1:], line, "--", color="0.35", label=label)
+        drawn = [*values, *line]
+    missing = [depth for depth, value in zip(depths, values, strict=True) if math.isnan(value)]
+    for depth in missing:
+        # A label with an underscore is not listed: one entry speaks for all.
+        label = curve.gap if depth == missing[0] else "_"
+        axes.axvspan(depth - 0.3, depth + 0.3, color="0.8", alpha=0.6, linewidth=0, label=label)
+    curve.scale(axes, drawn)
+    index_axis(axes.xaxis)
+    if depths:
+        axes.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def draw_residuals(axes: Axes, curve: Curve, report: LayerReport) -> None:
+    """Draw what the line leaves over, layer by layer; the report has a fit."""
+    fit = curve.fit(report)
+    assert fit is not None
+    fitted = [
+        layer.index
+        for layer, value in zip(report.layers[1:], curve.values(report)[1:], strict=True)
+        if not math.isnan(value)
+    ]
+    axes.axhline(0.0, color="0.35", linestyle="--", linewidth=1.0)
+    axes.vlines(fitted, 0.0, fit.residuals, color=curve.color, linewidth=1.5)
+    axes.plot(fitted, fit.residuals, marker=curve.marker, linestyle="", color=curve.color, ms=4)
+    # Two points leave nothing over but rounding, which is not to be blown up.
+    largest = max(1e-3, *map(abs, fit.residuals))
+    axes.set_ylim(-1.3 * largest, 1.3 * largest)
+    axes.grid(alpha=0.25)
+    axes.set_ylabel(curve.residual, fontsize="small")

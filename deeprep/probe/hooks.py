@@ -1,0 +1,257 @@
+"""LayerHooks: the features of every layer go to a consumer while the model runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deeprep.probe.evaluation import to_device, weights_device
+from deeprep.probe.layers import (
+    LayerSelector,
+    channels_are_last,
+    embedding_layers,
+    innermost_model,
+    model_to_run,
+    select_layers,
+)
+from deeprep.probe.reduce import (
+    BatchLabels,
+    Reduce,
+    Reduction,
+    check_reduce,
+    feature_tensor,
+    reduced_rows,
+    reduction_of,
+)
+
+INPUT = "input"  # the name of layer 0
+
+# A module that is itself called "input" is its second layer, not added to it.
+_FIRST_CALLS = {INPUT: 1}
+
+Consumer = Callable[[str, Tensor, Tensor], None]
+
+
+class LayerHooks:
+    """Feeds every chosen layer's reduced output, and the input, to a consumer.
+
+    Parameters
+    ----------
+    model, layers, reduce, num_classes, ignore_index : see `LayerProbe`.
+    consume : called with (layer, features (n, d), labels (n,)), once or more for each layer of a
+        batch, without gradients; what it is given lives no longer than the call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayerSelector | Sequence[LayerSelector] | None,
+        reduce: Reduce,
+        consume: Consumer,
+        *,
+        num_classes: int,
+        ignore_index: int,
+    ) -> None:
+        self._model = model_to_run(model)
+        self._modules = select_layers(model, layers)
+        self._embeddings = embedding_layers(model, self._modules)
+        check_reduce(reduce, self.names)
+        self._reduce = reduce
+        self._consume = consume
+        self._num_classes, self._ignore_index = num_classes, ignore_index
+        self._handles: list[Any] = []
+        self._labels: BatchLabels | None = None
+        self._default_mask = False
+        self._ids: Tensor | None = None  # integer input whose embedding has not run yet
+        self._calls = dict(_FIRST_CALLS)
+
+    @property
+    def names(self) -> list[str]:
+        """The input and the chosen layers, in order of definition."""
+        return [INPUT, *self._modules]
+
+    def __enter__(self) -> LayerHooks:
+        """Put the hooks on the model; outside `batch` they do nothing."""
+        if self._handles:
+            raise RuntimeError("the probe is on the model already, expected to be entered once")
+        try:
+            start = innermost_model(self._model).register_forward_pre_hook(
+                self._start, with_kwargs=True
+            )
+            self._handles.append(start)
+            for module in self._embeddings:
+                self._handles.append(module.register_forward_hook(self._take_embedding))
+            for name, module in self._modules.items():
+                self._handles.append(module.register_forward_hook(self._make_hook(name)))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def run(self, inputs: Any, labels: Tensor, mask: Tensor | None) -> Any:
+        """Run the model on one batch and return its output."""
+        device = weights_device(self._model)
+        with self.batch(labels, mask):
+            inputs = to_device(inputs, device)
+            if isinstance(inputs, Mapping):
+                return self._model(**inputs)
+            if isinstance(inputs, tuple | list):
+                return self._model(*inputs)
+            return self._model(inputs)
+
+    @contextlib.contextmanager
+    def batch(self, labels: Tensor, mask: Tensor | None) -> Iterator[None]:
+        """Every forward inside takes the layers in, with these labels."""
+        if not self._handles:
+            raise RuntimeError("the probe is not attached: use it as `with LayerProbe(...) as p:`")
+        if self._labels is not None:
+            raise RuntimeError("the probe is measuring a batch already, expected one at a time")
+        self._labels = BatchLabels(labels, mask, self._num_classes, self._ignore_index)
+        self._default_mask = mask is None
+        self._calls = dict(_FIRST_CALLS)
+        try:
+            with _hooks_fire(self._model):
+                yield
+        finally:
+            self._labels = self._ids = None
+
+    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model runs: its mask and, where the input is floating-point, layer 0."""
+        if self._labels is None or _recomputes():
+            return
+        self._calls = dict(_FIRST_CALLS)
+        mask = kwargs.get("attention_mask")
+        if self._default_mask and isinstance(mask, Tensor):
+            try:
+                # Of any dtype: models take a two-dimensional one as nonzero where a token is.
+                self._labels = self._labels.with_mask(mask != 0, self._num_classes)
+            except ValueError as error:
+                raise ValueError(
+                    f"the inputs' attention_mask does not fit: {error}; pass `mask`"
+                ) from error
+        features, self._ids = _model_input(args, kwargs)
+        if features is not None:
+            # Three dimensions given by position may also be grey images or signals (N, C, L).
+            named = any(features is value for value in kwargs.values())
+            is_sequence = features.ndim == 3 and (named or self._labels.has_mask)
+            self._take(INPUT, features, self._reduction_of_input(is_sequence))
+
+    def _reduction_of_input(self, is_sequence: bool) -> Reduction:
+        """An image or a vector is taken as it is: its mean colour would say little."""
+        if isinstance(self._reduce, Mapping) or is_sequence or self._reduce == "tokens":
+            return reduction_of(INPUT, self._reduce)
+        return "flatten"
+
+    def _take_embedding(self, module: nn.Module, args: Any, output: Any) -> None:
+        ids = self._ids
+        if self._labels is None or ids is None or not isinstance(output, Tensor) or _recomputes():
+            return
+        # Embeddings of positions may run too; those of the input keep its shape.
+        kept = 1 if isinstance(module, nn.EmbeddingBag) else ids.ndim
+        if output.shape[:kept] == ids.shape[:kept]:
+            self._ids = None
+            self._take(INPUT, output, self._reduction_of_input(is_sequence=True))
+
+    def _make_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        reduction = reduction_of(name, self._reduce)
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self._labels is None or _recomputes():
+                return
+            # A module called again within one forward is another layer: relu, relu#2, ...
+            call = self._calls[name] = self._calls.get(name, 0) + 1
+            self._take(name if call == 1 else f"{name}#{call}", output, reduction, module)
+
+        return hook
+
+    def _take(
+        self, layer: str, output: Any, reduction: Reduction, module: nn.Module | None = None
+    ) -> None:
+        labels = self._labels
+        assert labels is not None
+        try:
+            with torch.no_grad():
+                features = feature_tensor(output, labels.num_samples).detach()
+                if module is not None and _needs_channels_first(features, reduction, module):
+                    features = features.movedim(-1, 1)
+                with _no_autocast(features.device.type):
+                    for rows, targets in reduced_rows(features, reduction, labels):
+                        self._consume(layer, rows, targets)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"layer {layer!r}: {error}") from error
+
+
+def _needs_channels_first(features: Tensor, reduction: Reduction, module: nn.Module) -> bool:
+    """Is a map to be reduced by its positions, and its last axis that of the channels."""
+    if features.ndim < 4 or reduction not in ("mean", "tokens"):
+        return False
+    return channels_are_last(module, features.shape)
+
+
+def _model_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The floating-point input, or else the integer one that an embedding will look up.
+
+    That is the first tensor given by position. By name, `input_ids`, or the first tensor of
+    floating point that is no mask (`pixel_values`, `inputs_embeds`), or the first integer one.
+    """
+    by_position = next((value for value in args if isinstance(value, Tensor)), None)
+    if by_position is None:
+        named = {n: v for n, v in kwargs.items() if isinstance(v, Tensor) and "mask" not in n}
+        if "input_ids" in named:
+            return None, named["input_ids"]
+        real = next((v for v in named.values() if v.is_floating_point()), None)
+        return real, next(iter(named.values()), None) if real is None else None
+    if by_position.is_floating_point():
+        return by_position, None
+    return None, by_position
+
+
+def _recomputes() -> bool:
+    """Does a backward pass run: activation checkpointing then calls modules a second time."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+@contextlib.contextmanager
+def _no_autocast(device_type: str) -> Iterator[None]:
+    """Autocast would lower the precision of the statistics, or widen whole feature maps."""
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def _hooks_fire(model: nn.Module) -> Iterator[None]:
+    """See to it that every module is called as Python, where its hooks are.
+
+    What torch.compile traced before the hooks were there does not know of them, and PyTorch's fused
+    transformer layer calls none of its parts and hands on nested tensors.
+    """
+    modules = list(model.modules())
+    compiled = any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in modules
+    )
+    fused = torch.backends.mha.get_fastpath_enabled() and any(
+        isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) for module in modules
+    )
+    with contextlib.ExitStack() as stack:
+        if compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if fused:
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+        yield

@@ -1,0 +1,284 @@
+"""LayerMetrics: one row of a LayerReport, and how it is measured from a ClassScatter."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from deeprep import metrics
+from deeprep.base.validate import UndefinedStatisticError
+from deeprep.metrics import ClosestClasses, class_means
+from deeprep.state import ClassScatter, Weighting
+from deeprep.state.settled import SettledScatter
+
+if TYPE_CHECKING:
+    from deeprep.probe.scores import LayerScores
+
+Value = TypeVar("Value")
+Metrics = Literal["auto"] | Sequence[str]
+
+ALWAYS = ("compression", "discrimination")
+_OF_MEANS = ("equinorm",)
+_OF_PAIRS = ("cdnv", "equiangularity", "etf_error", "gnc2")
+_OF_SPECTRUM = ("numerical_rank", "effective_rank", "stable_rank", "rankme")
+_OF_PRODUCTS = ("nc1", *_OF_SPECTRUM)
+CHOOSABLE = (*_OF_PAIRS, *_OF_MEANS, *_OF_PRODUCTS)
+
+# K^2 d up to which "auto" compares all pairs of classes anew for these metrics: it then takes some
+# seconds a layer at most. At K = 10^4 and d = 4096 it would be minutes.
+PAIR_WORK = 2e10
+
+# All pairs of up to 64 classes are kept, 2016 numbers; of more classes, the closest 50.
+CLASSES_WITH_ALL_PAIRS = 64
+CLOSEST_PAIRS = 50
+
+
+@dataclass(frozen=True)
+class LayerMetrics:
+    """The metrics of one layer; None where a metric was not asked for or is not defined.
+
+    Every metric is the function of `deeprep.metrics` of its name; the `_error`s are the standard
+    errors of `metrics.jackknife`. Accuracies are fractions in [0, 1] on the data measured.
+
+    `closest_classes` is the pair of classes whose means have the largest cosine, the one that
+    `discrimination` is about. `closest_pairs` holds the pairs k < k' by falling cosine, rounded to
+    six digits: all of them where at most 64 classes have samples, else the first 50.
+    """
+
+    index: int
+    name: str
+    num_features: int
+    compression: float | None = None
+    compression_error: float | None = None
+    discrimination: float | None = None
+    discrimination_error: float | None = None
+    closest_classes: tuple[int, int] | None = None
+    cdnv: float | None = None
+    directional_cdnv: float | None = None
+    equinorm: float | None = None
+    equiangularity: float | None = None
+    etf_error: float | None = None
+    gnc2: float | None = None
+    nc1: float | None = None
+    numerical_rank: int | None = None
+    effective_rank: float | None = None
+    stable_rank: float | None = None
+    rankme: float | None = None
+    probe_accuracy: float | None = None
+    ncc_accuracy: float | None = None
+    closest_pairs: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
+
+
+def choose_metrics(asked: Metrics, scatters: Mapping[str, ClassScatter]) -> frozenset[str] | None:
+    """Return the names asked for, checked against the states; None for "auto".
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a string other than "auto", a name that is no metric of a report, and one that needs
+        states with ``full=True`` where there are none.
+    """
+    if asked == "auto":
+        return None
+    if isinstance(asked, str):
+        raise TypeError(f"metrics is {asked!r}, expected 'auto' or a list of names")
+    chosen = frozenset(asked)
+    for name in asked:
+        if name not in (*ALWAYS, *CHOOSABLE):
+            raise ValueError(f"metrics holds {name!r}, expected some of {', '.join(CHOOSABLE)}")
+        if name in _OF_PRODUCTS and not any(scatter.full for scatter in scatters.values()):
+            raise ValueError(
+                f"metrics holds {name!r}, which needs states with full=True; all have full=False"
+            )
+    return chosen
+
+
+def measure_layer(
+    index: int,
+    name: str,
+    scatter: ClassScatter,
+    scores: LayerScores | None,
+    *,
+    weighting: Weighting,
+    corrected: bool,
+    jackknife: bool,
+    chosen: frozenset[str] | None,
+) -> tuple[LayerMetrics, list[str]]:
+    """Measure one layer; what is undefined becomes None or nan, and a note that says why."""
+    notes: list[str] = []
+    settled = SettledScatter(scatter)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        values = _of_classes(settled, weighting, corrected, jackknife, chosen, notes)
+        values |= _of_products(settled, chosen, notes)
+    if scores is not None:
+        values |= {
+            "probe_accuracy": scores.probe_accuracy,
+            "ncc_accuracy": scores.ncc_accuracy,
+            "directional_cdnv": scores.directional_cdnv,
+        }
+    notes += [str(warning.message) for warning in caught]
+    return LayerMetrics(index, name, scatter.num_features, **values), _merge(notes)
+
+
+def _merge(notes: list[str]) -> list[str]:
+    """Name the metrics that are nan for one reason in one note."""
+    reasons: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        statistic, is_nan, reason = note.partition(" is nan: ")
+        reasons.setdefault(reason if is_nan else note, []).append(statistic)
+    return [
+        reason if statistics == [reason] else f"{_listed(statistics)} nan: {reason}"
+        for reason, statistics in reasons.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _defined(notes: list[str], compute: Callable[..., Value], *arguments: Any) -> Value | None:
+    """Call `compute`; None and a note where the statistic is not defined."""
+    try:
+        return compute(*arguments)
+    except UndefinedStatisticError as error:
+        notes.append(str(error))
+        return None
+
+
+def _of_classes(
+    s: SettledScatter,
+    weighting: Weighting,
+    corrected: bool,
+    jackknife: bool,
+    chosen: frozenset[str] | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Metrics that compare classes; one note where too few have samples, one where some are NaN."""
+    present = _defined(notes, class_means.present_classes, s, "what compares classes")
+    if present is None:
+        return {}
+    names = _chosen_of_classes(s, len(present), chosen, notes)
+    if not class_means.is_finite(s, "every metric"):
+        return dict.fromkeys((*ALWAYS, *names), math.nan)
+    spanned = _in_span_of_means(s, present) if names else s
+    values: dict[str, Any] = {
+        "compression": _defined(notes, metrics.compression, s, weighting, corrected),
+        **_of_cosines(s),
+        **{name: _defined(notes, getattr(metrics, name), spanned) for name in names},
+    }
+    if jackknife:
+        errors = _defined(notes, metrics.jackknife, s, weighting, corrected)
+        if errors is not None:
+            values["compression_error"] = errors.compression
+            values["discrimination_error"] = errors.discrimination
+    return values
+
+
+def _chosen_of_classes(
+    s: ClassScatter, classes: int, chosen: frozenset[str] | None, notes: list[str]
+) -> list[str]:
+    if chosen is not None:
+        return [name for name in (*_OF_PAIRS, *_OF_MEANS) if name in chosen]
+    work = classes**2 * s.num_features
+    if work <= PAIR_WORK:
+        return [*_OF_PAIRS, *_OF_MEANS]
+    notes.append(
+        f"{_listed(_OF_PAIRS)} left out: to compare all pairs of classes takes K^2 d = "
+        f"{work:.1e} products, more than {PAIR_WORK:.0e}; metrics=[...] with their names has them"
+    )
+    return list(_OF_MEANS)
+
+
+def _in_span_of_means(s: SettledScatter, present: Tensor) -> SettledScatter:
+    """Return a state with the same centred means, in a basis of the space that they span.
+
+    All but compression and discrimination depend on lengths and angles of mu_k - mu_G alone, which
+    R' of M' = Q R keeps, M (P, d) of these rows. In a layer that is much wider than there are
+    classes this spares every metric its passes over the K x d means.
+    """
+    if s.num_features <= 2 * len(present):
+        return s
+    rows = torch.linalg.qr(class_means.centered_means(s, present).T, mode="r").R.T
+    means = rows.new_zeros(s.num_classes, rows.shape[1]).index_copy_(0, present, rows)
+    return s.with_means(means)
+
+
+def _of_cosines(s: ClassScatter) -> dict[str, Any]:
+    """Discrimination and the pairs of classes that are closest to one another, by one pass."""
+    unit = class_means.directions(s, "discrimination", centered=False)
+    if unit is None:
+        return {"discrimination": math.nan}
+    classes = s.present.tolist()
+    all_pairs = len(classes) * (len(classes) - 1) // 2
+    rows, columns, cosines = _largest_cosines(
+        unit, all_pairs if len(classes) <= CLASSES_WITH_ALL_PAIRS else CLOSEST_PAIRS
+    )
+    pairs = tuple(
+        ClosestClasses(classes[row], classes[column], round(cosine, 6))
+        for row, column, cosine in zip(
+            rows.tolist(), columns.tolist(), cosines.tolist(), strict=True
+        )
+    )
+    return {
+        "discrimination": 1.0 - float(cosines[0]),
+        "closest_classes": pairs[0][:2],
+        "closest_pairs": pairs,
+    }
+
+
+def _largest_cosines(unit: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows k, columns k' > k and values of the `count` largest <u_k, u_k'>, falling; by tiles.
+
+    Of equal cosines the first pairs are taken, so that the result does not depend on the tiles.
+    """
+    rows = columns = torch.empty(0, dtype=torch.int64, device=unit.device)
+    cosines = unit.new_empty(0)
+    for start, tile in class_means.gram_tiles(unit):
+        values = class_means.fill_repeats(tile, -math.inf).flatten()
+        least = float(cosines[-1]) if len(cosines) == count else -math.inf
+        found = _first_largest(values, (values > least).nonzero().squeeze(1), count)
+        cosines, order = torch.cat([cosines, values[found]]).sort(descending=True, stable=True)
+        rows = torch.cat([rows, start + found // tile.shape[1]])[order[:count]]
+        columns = torch.cat([columns, start + found % tile.shape[1]])[order[:count]]
+        cosines = cosines[:count]
+    return rows, columns, cosines
+
+
+def _first_largest(values: Tensor, found: Tensor, count: int) -> Tensor:
+    """Of the rising indices `found`, those of the `count` largest values, the first of equals."""
+    if len(found) <= count:
+        return found
+    candidates = values[found]
+    least = candidates.topk(count).values[-1]
+    larger, equal = found[candidates > least], found[candidates == least]
+    return torch.cat([larger, equal[: count - len(larger)]]).sort().values
+
+
+def _of_products(
+    s: ClassScatter, chosen: frozenset[str] | None, notes: list[str]
+) -> dict[str, Any]:
+    """NC1 and the ranks, which need the (d, d) scatter; the ranks share one eigendecomposition."""
+    names = [name for name in _OF_PRODUCTS if chosen is None or name in chosen]
+    if not s.full:
+        if chosen is not None and names:
+            notes.append(f"{_listed(names)} left out: this state has full=False")
+        return {}
+    if s.nonfinite_classes:  # of which `_of_classes` has told
+        return {name: None if name == "numerical_rank" else math.nan for name in names}
+    values: dict[str, Any] = {}
+    if "nc1" in names and torch.count_nonzero(s.counts) > 1:
+        values["nc1"] = _defined(notes, metrics.nc1, s)
+    ranks = [name for name in names if name in _OF_SPECTRUM]
+    spectrum = _defined(notes, metrics.singular_values, s) if ranks else None
+    if spectrum is not None:
+        values |= {name: getattr(metrics, name)(spectrum) for name in ranks}
+        if values.get("numerical_rank", 0) < 0:  # products that overflowed
+            values["numerical_rank"] = None
+    return values

@@ -1,0 +1,344 @@
+"""LayerReport: what was measured, a row a layer; as a table, data frame, CSV, JSON and figure."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeprep.base.paths import atomic_path
+from deeprep.metrics import ClosestClasses
+from deeprep.report.layer_metrics import LayerMetrics, Metrics, choose_metrics, measure_layer
+from deeprep.report.table import html_table, rich_table
+from deeprep.state import ClassScatter, Weighting
+from deeprep.theory import LineFit, fit_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame  # type: ignore[import-untyped]
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+    from deeprep.probe.scores import LayerScores
+
+__all__ = ["LayerMetrics", "LayerReport"]
+
+# What a row of a table holds: the many pairs of classes have no place in it.
+_COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name != "closest_pairs")
+_WARNINGS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Metrics of every layer of a model on one set of data; made by `deeprep.analyze`.
+
+    ``print(report)`` shows it as a table; a notebook shows it as one by itself.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> labels = torch.arange(40) % 2
+    >>> features = {l: torch.eye(2)[labels] + 0.3**l * torch.randn(40, 2) for l in range(4)}
+    >>> scatters = {f"layer{l}": deeprep.class_scatter(x, labels) for l, x in features.items()}
+    >>> report = deeprep.LayerReport.from_scatters(scatters, class_names=["cat", "dog"])
+    >>> bool(report.compression_fit.slope < 0)
+    True
+    >>> report.most_confused()[0][:2]
+    ('cat', 'dog')
+    """
+
+    layers: list[LayerMetrics]
+    num_samples: int
+    num_classes: int
+    weighting: Weighting = "uniform"
+    warnings: list[str] = field(default_factory=list)
+    corrected: bool = False
+    class_names: list[str] | None = None
+
+    @classmethod
+    def from_scatters(
+        cls,
+        scatters: Mapping[str, ClassScatter],
+        scores: Mapping[str, LayerScores] | None = None,
+        *,
+        weighting: Weighting = "uniform",
+        corrected: bool = False,
+        jackknife: bool = False,
+        class_names: Sequence[str] | None = None,
+        metrics: Metrics = "auto",
+    ) -> LayerReport:
+        """Compute the metrics of every layer; the first of `scatters` is layer 0, the input.
+
+        Parameters
+        ----------
+        scatters : layer name -> ClassScatter, in order of depth, at least one.
+        scores : layer name -> accuracies and directional CDNV, which need a second pass.
+        weighting : "uniform" or "prior", see `ClassScatter.trace_between`.
+        corrected : correct Tr Sigma_B for few samples a class, see `metrics.compression`.
+        jackknife : also standard errors over classes, see `metrics.jackknife`.
+        class_names : (K,) names to show in place of numbers.
+        metrics : names of `LayerMetrics` to have besides compression and discrimination. "auto" is
+            all that the states allow: nc1 and the ranks need ``full=True``; what visits all pairs
+            of classes anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a word in
+            `warnings`, where K^2 d is above 2e10.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For no layer, names of classes that are not K, and unknown or impossible metrics.
+        """
+        if not scatters:
+            raise ValueError("scatters is empty, expected at least one layer")
+        first = next(iter(scatters.values()))
+        names = _check_class_names(class_names, first.num_classes)
+        chosen = choose_metrics(metrics, scatters)
+        rows, messages = [], []
+        for index, (name, scatter) in enumerate(scatters.items()):
+            row, notes = measure_layer(
+                index,
+                name,
+                scatter,
+                None if scores is None else scores.get(name),
+                weighting=weighting,
+                corrected=corrected,
+                jackknife=jackknife,
+                chosen=chosen,
+            )
+            rows.append(row)
+            messages += [f"layer {name!r}: {note}" for note in notes]
+        return cls(
+            rows, first.num_samples, first.num_classes, weighting, messages, corrected, names
+        )
+
+    # ---------------------------------------------------------------- what it says
+
+    @property
+    def compression_fit(self) -> LineFit | None:
+        """Line through log10 C_l against l for the layers l >= 1; None below two points."""
+        points = [
+            (layer.index, math.log10(layer.compression))
+            for layer in self.layers[1:]
+            if layer.compression is not None and 0.0 < layer.compression < math.inf
+        ]
+        return fit_line(*zip(*points, strict=True)) if len(points) > 1 else None
+
+    @property
+    def discrimination_fit(self) -> LineFit | None:
+        """Line through D_l against l for the layers l >= 1; None below two points."""
+        points = [
+            (layer.index, layer.discrimination)
+            for layer in self.layers[1:]
+            if layer.discrimination is not None and math.isfinite(layer.discrimination)
+        ]
+        return fit_line(*zip(*points, strict=True)) if len(points) > 1 else None
+
+    def summary(self) -> str:
+        """Two lines: the fitted rates of C_l and D_l, with their R^2."""
+        lines = []
+        if (fit := self.compression_fit) is not None:
+            lines.append(
+                f"compression    C_l is multiplied by {10**fit.slope:.3g} a layer "
+                f"(log C_l against l, l >= 1: R^2 = {fit.r_squared:.3f})"
+            )
+        if (fit := self.discrimination_fit) is not None:
+            lines.append(
+                f"discrimination D_l changes by {fit.slope:+.3g} a layer "
+                f"(D_l against l, l >= 1: R^2 = {fit.r_squared:.3f})"
+            )
+        return "\n".join(lines) or "fewer than two hidden layers: no rate to fit"
+
+    def class_name(self, index: int) -> str:
+        """Name of a class; its number where the report has no names."""
+        return str(index) if self.class_names is None else self.class_names[index]
+
+    def most_confused(self, layer: int = -1, count: int = 10) -> list[tuple[str, str, float]]:
+        """Pairs of classes with the largest cosines between their means, the largest first.
+
+        Parameters
+        ----------
+        layer : index of the layer; negative ones count from the last.
+        count : how many pairs at most; a report holds all of 64 classes, the first 50 of more.
+
+        Returns
+        -------
+        (class, class, cosine) for each pair; none where the cosines are not defined.
+
+        Raises
+        ------
+        ValueError
+            For a layer that there is not, or a negative count.
+        """
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise ValueError(f"layer is {layer}, expected one of {len(self.layers)} layers")
+        if count < 0:
+            raise ValueError(f"count is {count}, expected a number >= 0")
+        return [
+            (self.class_name(first), self.class_name(second), cosine)
+            for first, second, cosine in (self.layers[layer].closest_pairs or ())[:count]
+        ]
+
+    # ---------------------------------------------------------------- to be looked at
+
+    def table(self, title: str | None = None, width: int | None = None) -> Table:
+        """Return the report as a `rich` table, a row a layer, of the columns that have a value.
+
+        Where not all fit into `width`, by default that of the terminal, the least telling are left
+        out and named below the table.
+        """
+        return rich_table(self, title, width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield self.table(width=options.max_width)
+        yield Text(self.summary())
+        for message in self.warnings[:_WARNINGS_SHOWN]:
+            yield Text(f"warning: {message}", style="yellow")
+        if len(self.warnings) > _WARNINGS_SHOWN:
+            yield Text(f"and {len(self.warnings) - _WARNINGS_SHOWN} more in report.warnings")
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, highlight=False).print(self)
+        return text.getvalue().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        notes = [*self.summary().splitlines(), *(f"warning: {text}" for text in self.warnings)]
+        return html_table(self) + "".join(f"<div>{html.escape(note)}</div>" for note in notes)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw compression, discrimination and the cosines between the class means in one figure.
+
+        Parameters
+        ----------
+        path : where to write it, atomically; its suffix chooses the format. None writes nothing.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            For a suffix that is no format and a directory that there is not, before it is drawn.
+        """
+        from deeprep import plots
+
+        return plots.plot_report(self, path)
+
+    # ---------------------------------------------------------------- out and in
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""
+        values = {n: list(v) if isinstance(v, list) else v for n, v in vars(self).items()}
+        values["layers"] = [
+            {name: _encode(value) for name, value in vars(layer).items()} for layer in self.layers
+        ]
+        return values
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
+        """Invert `to_dict`; what an older version did not write takes its default.
+
+        Raises
+        ------
+        ValueError
+            For a field that no report has, or a missing one that every report has.
+        """
+        _check_fields("report", data, cls)
+        layers = []
+        for index, layer in enumerate(data["layers"]):
+            _check_fields(f"report['layers'][{index}]", layer, LayerMetrics)
+            layers.append(LayerMetrics(**{n: _decode(n, value) for n, value in layer.items()}))
+        return cls(**{**data, "layers": layers})
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON, a line a layer, atomically."""
+        data = self.to_dict()
+        layers = ",\n    ".join(json.dumps(layer, allow_nan=False) for layer in data.pop("layers"))
+        rest = json.dumps(data, indent=2, allow_nan=False).removeprefix("{")
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(f'{{\n  "layers": [\n    {layers}\n  ],{rest}\n', encoding="utf-8")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row a layer with a header, atomically; what is not defined is empty."""
+        with (
+            atomic_path(Path(path)) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            for layer in self.layers:
+                values = dict(vars(layer))
+                if layer.closest_classes is not None:
+                    values["closest_classes"] = " ".join(map(str, layer.closest_classes))
+                writer.writerow(["" if values[n] is None else values[n] for n in _COLUMNS])
+
+    def to_pandas(self) -> DataFrame:
+        """Return a data frame, a row a layer, a column a metric; what is not defined is missing.
+
+        Its ``attrs`` hold the number of samples and of classes, the weighting and the correction.
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        frame = pandas.DataFrame(
+            {name: [vars(layer)[name] for layer in self.layers] for name in _COLUMNS}
+        )
+        kinds = {"name": "str", "closest_classes": "object", "numerical_rank": "Int64"}
+        whole = {"index": "int64", "num_features": "int64"}
+        frame = frame.astype({n: {**kinds, **whole}.get(n, "float64") for n in _COLUMNS})
+        told = ("num_samples", "num_classes", "weighting", "corrected", "class_names")
+        frame.attrs.update({name: vars(self)[name] for name in told})
+        return frame
+
+
+def _check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class_names is {names!r}, expected {num_classes} strings")
+    if len(names) != num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} names, expected {num_classes}, one for each class"
+        )
+    return list(names)
+
+
+def _check_fields(where: str, data: Mapping[str, Any], kind: type) -> None:
+    """Check that data from a file has the fields of a dataclass, no other ones."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{where} is a {type(data).__name__}, expected a mapping as of to_dict")
+    known = fields(kind)
+    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    if missing := needed - set(data):
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    if unknown := set(data) - {f.name for f in known}:
+        raise ValueError(
+            f"{where} holds {', '.join(sorted(unknown))}, expected fields of {kind.__name__} only; "
+            "was it written by a later version of deeprep?"
+        )
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return [_encode(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _decode(name: str, value: Any) -> Any:
+    if name == "closest_pairs" and value is not None:
+        return tuple(ClosestClasses(*pair) for pair in value)
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if isinstance(value, str) and name != "name" else value

@@ -1,0 +1,340 @@
+"""Train a network and watch its layers compress: `python -m deeprep.run --arch mlp`.
+
+Flags are the fields of `deeprep.run.settings.Settings`. Results go to a new directory under runs/;
+`deeprep.run.record` says what it holds. Ctrl-C or SIGTERM finishes the epoch and leaves a directory
+that --resume continues; a second one stops at once.
+
+`torchrun --nproc-per-node 4 -m deeprep.run --arch linear` trains the same network with four
+processes, by the same flags: `--batch-size` is the batch of all of them together, of which each
+takes its part, so losses and layers are those of one process up to rounding (but see
+`deeprep.run.train` for dropout, and below for BatchNorm). The first process prints and writes; a
+signal, or a loss that is not finite, in any of them stops all. A directory can be continued with
+another number of processes.
+
+BatchNorm takes its statistics from all processes on GPUs; on the CPU, where PyTorch cannot, from
+the part of the batch that a process has.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from deeprep.base.ranks import RankLostError, Ranks
+from deeprep.base.torchrun import OtherRankError, default_threads, joined, together
+from deeprep.data import Data, load_configured_data
+from deeprep.probe import analyze
+from deeprep.run.defaults import describe_defaults, resolve
+from deeprep.run.job import parallel, pin, prepare, prepare_device
+from deeprep.run.record import Checkpoint, Measurement, RunDirectory
+from deeprep.run.settings import Settings, chosen
+from deeprep.run.train import (
+    NonFiniteLossError,
+    evaluate,
+    measurement_epochs,
+    train,
+)
+
+__all__ = ["RunStopped", "main", "run"]
+
+_CHECKPOINT_SECONDS = 20.0
+_ECHO_SECONDS = 5.0  # torchrun passes on to its processes the Ctrl-C that they got already
+
+
+class RunStopped(Exception):  # noqa: N818  it is no error: the run can go on
+    """A signal stopped a run; its directory can be continued."""
+
+    def __init__(self, signal_number: int, directory: Path) -> None:
+        super().__init__(f"stopped; continue with: python -m deeprep.run --resume {directory}")
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class _CommandLine(Settings):
+    resume: Path | None = None
+    """Continue the stopped run in this directory, with the settings in its config.json. Takes no
+    other flag."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 for an error, 128 + n if signal n came."""
+    about = "Train a network and measure, layer by layer, how it compresses and discriminates."
+    command = tyro.cli(
+        _CommandLine,
+        prog="python -m deeprep.run",
+        description=f"{about}\n\n{describe_defaults()}",
+        args=arguments,
+    )
+    settings = Settings(**{each.name: getattr(command, each.name) for each in fields(Settings)})
+    with joined() as ranks:
+        return _main(settings, command.resume, ranks)
+
+
+def _main(settings: Settings, resume: Path | None, ranks: Ranks | None) -> int:
+    console, first = Console(), ranks is None or ranks.rank == 0
+
+    def start() -> Settings | RunDirectory:
+        if resume is None:
+            return settings
+        if settings != Settings():
+            raise ValueError("resume must be the only flag: settings come from its config.json")
+        return RunDirectory.open(resume)
+
+    try:
+        run(together(ranks, start), console)
+    except OtherRankError:
+        return 1  # the one that failed says why
+    except (ValueError, OSError, NonFiniteLossError, RankLostError) as error:
+        if first or not isinstance(error, NonFiniteLossError):  # which all have
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    except RunStopped as stopped:
+        if first:
+            console.print(f"\n{escape(str(stopped))}", soft_wrap=True, highlight=False)
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDirectory:
+    """Train, measure and record: a new run from settings, or an old one from its directory.
+
+    Parameters
+    ----------
+    start
+        Settings, which are resolved here, or the opened directory of a run to continue.
+    console
+        Where progress and results are printed, by the first process if there are many; default:
+        nowhere.
+
+    Raises
+    ------
+    ValueError
+        Settings that do not fit together or do not fit the data.
+    FileNotFoundError
+        A data set that is nowhere.
+    FileExistsError
+        The named run directory exists.
+    NonFiniteLossError
+        The loss became NaN or infinite; the run directory is kept.
+    RunStopped
+        SIGINT or SIGTERM came; the run directory is complete up to the epoch it came in.
+    OtherRankError, RankLostError
+        Another of many processes failed and says why, or has died.
+    """
+    with joined() as ranks:
+        if console is None or (ranks is not None and ranks.rank > 0):
+            console = Console(quiet=True)
+        return _run(start, console, ranks)
+
+
+def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) -> RunDirectory:
+    first = ranks is None or ranks.rank == 0
+    settings = together(
+        ranks, lambda: start.settings() if isinstance(start, RunDirectory) else resolve(start)
+    )
+    if settings.run.threads is not None:
+        torch.set_num_threads(settings.run.threads)
+    elif ranks is not None:
+        torch.set_num_threads(default_threads())
+    device = together(ranks, lambda: prepare_device(settings, ranks))
+    data = together(
+        ranks, lambda: load_configured_data(settings.data, settings.run.seed), in_turn=True
+    )
+    job = together(ranks, lambda: prepare(settings, data, device, ranks))
+    model, optimization = job.model, settings.optimization
+    directory = _open_directory(start, settings, device, ranks)
+    checkpoint = together(ranks, directory.load_checkpoint)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.model)
+        job.optimizer.load_state_dict(checkpoint.optimizer)
+    first_epoch = 1 if checkpoint is None else checkpoint.epoch + 1
+    if first:
+        directory.forget_after(-1 if checkpoint is None else checkpoint.epoch)
+    console.print(
+        _describe(settings, data, device, directory, ranks), soft_wrap=True, highlight=False
+    )
+
+    def measure(epoch: int) -> None:
+        loss, accuracy = evaluate(model, job.measured, optimization, ranks)
+        report = analyze(
+            model,
+            job.measured,
+            data.num_classes,
+            reduce=settings.measurement.reduce,
+            full="auto",
+            accuracy=True,
+            weighting=settings.measurement.weighting,
+            all_reduce=ranks is not None,
+        )
+        measurement = Measurement(epoch, loss, accuracy, report)
+        together(ranks, lambda: directory.add_measurement(measurement) if first else None)
+        console.print(
+            f"epoch {epoch:5d}  loss {loss:.4g}  accuracy {accuracy:.2%}", highlight=False
+        )
+
+    def save(epoch: int, finished: bool) -> None:
+        if first:
+            state = Checkpoint(epoch, finished, model.state_dict(), job.optimizer.state_dict())
+            directory.save_checkpoint(state)
+
+    epochs = chosen(optimization.epochs)
+    schedule = measurement_epochs(epochs, settings.measurement.measurements)
+    with (
+        _name_directory(directory),
+        _stop_requests(_ECHO_SECONDS if ranks is not None else 0.0) as request,
+        _progress_bar(console) as progress,
+    ):
+        task = progress.add_task(
+            "", total=epochs, completed=first_epoch - 1, loss=0.0, accuracy=0.0
+        )
+        if checkpoint is None:
+            measure(0)
+            save(0, finished=False)
+        saved_at = time.monotonic()
+        finished = checkpoint is not None and checkpoint.finished
+        remaining = train(
+            model if ranks is None else parallel(model, device),
+            job.optimizer,
+            job.batches,
+            optimization,
+            seed=settings.run.seed,
+            first_epoch=first_epoch,
+            ranks=ranks,
+        )
+        stopped = request.agreed(ranks)
+        while not finished and not stopped:
+            result = next(remaining)
+            finished = result.finished
+            progress.update(
+                task, completed=result.epoch, loss=result.loss, accuracy=result.accuracy
+            )
+            due = finished or result.epoch in schedule
+            if due:
+                measure(result.epoch)
+            stopped = request.agreed(ranks)
+            if due or stopped or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                save(result.epoch, finished)
+                saved_at = time.monotonic()
+
+    files = together(ranks, lambda: directory.write_summaries() if first else [])
+    if first:
+        _print_results(directory, files, console)
+    if not finished and stopped:
+        raise RunStopped(stopped, directory.path)
+    return directory
+
+
+def _open_directory(
+    start: Settings | RunDirectory, settings: Settings, device: torch.device, ranks: Ranks | None
+) -> RunDirectory:
+    """Return the directory to go on in, or a new one, which the first process makes."""
+    if isinstance(start, RunDirectory):
+        return start
+    if ranks is None:
+        return RunDirectory.create(pin(settings, device), device)
+    made = together(
+        ranks, lambda: None if ranks.rank else RunDirectory.create(pin(settings, device), device)
+    )
+    path: Path = ranks.gather(made and made.path)[0]
+    return made or RunDirectory(path)
+
+
+def _describe(
+    settings: Settings,
+    data: Data,
+    device: torch.device,
+    directory: RunDirectory,
+    ranks: Ranks | None,
+) -> str:
+    samples = (
+        f"{len(data.labels)} samples of shape {data.input_shape} in {data.num_classes} classes"
+    )
+    place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    place += f" in each of {ranks.size} processes" if ranks is not None else ""
+    return f"{settings.model.arch} on {data.name} ({samples}), {place}, into {directory.path}"
+
+
+def _progress_bar(console: Console) -> Progress:
+    """Return a live bar, or nothing at all where output goes to a file or nowhere."""
+    return Progress(
+        BarColumn(),
+        TextColumn("epoch {task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]:.4g}"),
+        TextColumn("accuracy {task.fields[accuracy]:.2%}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or console.quiet,
+    )
+
+
+def _print_results(directory: RunDirectory, files: list[Path], console: Console) -> None:
+    last = directory.measurements[-1]
+    console.print(last.report.table(f"{directory.path.name}, epoch {last.epoch}"))
+    console.print(last.report.summary(), soft_wrap=True, highlight=False)
+    for message in last.report.warnings:
+        console.print(f"warning: {escape(message)}", style="yellow", soft_wrap=True)
+    console.print("written:", *map(str, files), sep="\n  ", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _name_directory(directory: RunDirectory) -> Iterator[None]:
+    """Say in the error of a diverging run where what was measured until then is."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error}; {directory.path} is kept") from None
+
+
+@dataclass
+class _Request:
+    """The signal that asks this process to stop; 0 if none has come."""
+
+    signal_number: int = 0
+    until: float = 0.0  # when another one counts as a second one
+
+    def agreed(self, ranks: Ranks | None) -> int:
+        """Return the signal that any process has got; 0 for none."""
+        return self.signal_number if ranks is None else ranks.maximum(self.signal_number)
+
+
+@contextmanager
+def _stop_requests(echo_seconds: float) -> Iterator[_Request]:
+    """Note the first SIGINT or SIGTERM and go on; a second raises KeyboardInterrupt.
+
+    One that comes within the echo of the first is taken for the same.
+    """
+    request = _Request()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not request.signal_number:
+            request.signal_number, request.until = number, now + echo_seconds
+        elif now >= request.until:
+            raise KeyboardInterrupt
+
+    # Only the main thread may set handlers; elsewhere signals keep their usual effect.
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+    previous = [signal.signal(number, note) for number in numbers]
+    try:
+        yield request
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

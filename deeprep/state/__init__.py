@@ -1,0 +1,10 @@
+"""ClassScatter: the class-scatter statistics of a layer, accumulated in one pass.
+
+`scatter` has the class; what it holds and how that grows is in `moments`, `pooled` and `merge`,
+what is read off it in `statistics`, and how it moves in `streaming`, `collectives` and
+`state_file`.
+"""
+
+from deeprep.state.scatter import ClassScatter, Weighting, class_scatter
+
+__all__ = ["ClassScatter", "Weighting", "class_scatter"]

@@ -1,0 +1,359 @@
+"""Many processes, one state: the states of all ranks of a torch.distributed group, merged.
+
+Every rank answers for a share of each state's classes. It gets these rows of all ranks' states,
+merges them in the order of the ranks, by the arithmetic of `ClassScatter.merge` and so to the same
+bits, and hands the merged rows to all. Adding n * mean over the ranks would be shorter, but could
+overflow, and would give classes without spread a spread of rounding errors. Rows of all layers
+travel together, in buckets of bounded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from deeprep import ops
+from deeprep.base.ranks import Ranks
+from deeprep.base.validate import require
+from deeprep.state.merge import merge_moments
+from deeprep.state.scatter import ClassScatter
+from deeprep.state.statistics import Moments
+
+__all__ = ["all_reduce", "all_reduce_layers", "merged_share"]
+
+# Numbers of one message, 32 MiB: enough to run the network at full speed. Some four such buffers
+# are the memory that reducing states of any size takes.
+_BUCKET_ENTRIES = 1 << 22
+
+
+class _Found(NamedTuple):
+    """What ranks tell each other of a state before they touch it."""
+
+    num_classes: int
+    num_features: int
+    full: bool
+    ignore_index: int
+    device_type: str
+    resolution: float
+    refused: bool
+
+    @classmethod
+    def of(cls, scatter: ClassScatter) -> _Found:
+        return cls(
+            scatter.num_classes,
+            scatter.num_features,
+            scatter.full,
+            scatter.ignore_index,
+            scatter.device.type,
+            scatter.resolution,
+            scatter._error is not None and ops.refused_label(scatter._error) is not None,
+        )
+
+    @property
+    def kind(self) -> str:
+        return (
+            f"(num_classes={self.num_classes}, num_features={self.num_features}, "
+            f"full={self.full}, ignore_index={self.ignore_index})"
+        )
+
+    def empty(self) -> ClassScatter:
+        return ClassScatter(
+            self.num_classes,
+            self.num_features,
+            full=self.full,
+            device=self.device_type,
+            ignore_index=self.ignore_index,
+        )
+
+
+def all_reduce_layers(
+    scatters: dict[str, ClassScatter], group: Any = None
+) -> dict[str, ClassScatter]:
+    """Make the states of every layer, of all processes of a torch.distributed group, one.
+
+    All processes of the group must call it. A layer that some of them have no state of, for want
+    of samples, is there afterwards in all; layers come in the order of the lowest rank that has
+    any. Counts, means and sums of squares are those of merging the states in the order of the
+    ranks, bit by bit, and the same on every rank. Memory beyond the states: some 128 MiB, or two
+    rows of every process where these are larger.
+
+    Parameters
+    ----------
+    scatters : layer -> state. States are changed in place, the dict is not.
+    group : a torch.distributed group; default: all processes.
+
+    Returns
+    -------
+    Layer -> state: those passed in, and new ones.
+
+    Raises
+    ------
+    ValueError
+        In every process, where states of a layer differ in shape, `full` or ignore_index between
+        ranks, where the state of any holds an error, or where the group cannot move tensors of
+        their device; all are untouched.
+    RankLostError
+        Where a process does not come within the timeout of the group, or dies. States are
+        untouched if it never came, and else not to be used.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> from deeprep.state.collectives import all_reduce_layers
+    >>> s = deeprep.class_scatter(torch.eye(2), torch.tensor([0, 1]))
+    >>> torch.distributed.init_process_group(
+    ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    ... )
+    >>> all_reduce_layers({"fc": s})
+    {'fc': ClassScatter(num_classes=2, num_features=2, full=False, num_samples=2)}
+    >>> torch.distributed.destroy_process_group()
+    """
+    ranks = Ranks.of(group, f"all_reduce_layers of {len(scatters)} layers")
+    return _all_reduce(scatters, ranks, "layer {!r}")
+
+
+def all_reduce(scatter: ClassScatter, group: Any = None) -> None:
+    """Make the states of all processes one: see `ClassScatter.all_reduce`."""
+    _all_reduce({"": scatter}, Ranks.of(group, "all_reduce"), "the state")
+
+
+def _all_reduce(
+    scatters: dict[str, ClassScatter], ranks: Ranks, name: str
+) -> dict[str, ClassScatter]:
+    found = _agree(scatters, ranks, name)
+    merged = {
+        layer: scatters[layer] if layer in scatters else found[layer].empty() for layer in found
+    }
+    by_place: dict[torch.device, list[ClassScatter]] = {}
+    for layer, scatter in merged.items():
+        by_place.setdefault(ranks.transport(found[layer].device_type), []).append(scatter)
+        scatter.resolution = found[layer].resolution
+    for place, states in by_place.items():
+        moments = [state._moments for state in states]
+        products = [state._products for state in states]
+        for bucket in _buckets(moments, ranks):
+            targets = [moments[part.state] for part in bucket]
+            rows = [_rows(part, ranks, ranks.rank, moments) for part in bucket]
+            own = [_slice(m, *edges) for m, edges in zip(targets, rows, strict=True)]
+            _merge_rows(bucket, moments, own, products, ranks, place)
+            _hand_out(bucket, moments, ranks, place)
+        _sum([product for product in products if product is not None], ranks, place)
+    return merged
+
+
+def merged_share(scatter: ClassScatter, ranks: Ranks) -> ClassScatter:
+    """Return the merged state of the classes that this rank answers for, in new memory.
+
+    The states of the ranks are left as they are; errors as in `all_reduce_layers`. There must be
+    as many classes as ranks, and no pooled scatter.
+    """
+    found = _agree({"": scatter}, ranks, "the state")[""]
+    require("scatter.full", found.full, not found.full, "False: the (d, d) part has no shares")
+    wanted = f"at least {ranks.size}, one for each process"
+    require("num_classes", found.num_classes, found.num_classes >= ranks.size, wanted)
+    begin, end = ranks.share(ranks.rank, scatter.num_classes)
+    share = ClassScatter(
+        end - begin,
+        scatter.num_features,
+        device=scatter.device,
+        ignore_index=scatter.ignore_index,
+    )
+    share.resolution = found.resolution
+    for bucket in _buckets([scatter._moments], ranks):
+        own = [_slice(share._moments, part.start, part.stop) for part in bucket]
+        place = ranks.transport(found.device_type)
+        _merge_rows(bucket, [scatter._moments], own, [None], ranks, place)
+    return share
+
+
+def _agree(scatters: dict[str, ClassScatter], ranks: Ranks, name: str) -> dict[str, _Found]:
+    """Return what the ranks have, the same on all of them, or raise on all of them.
+
+    `name` is how errors call the state of a layer, a format of the layer's name.
+    """
+    gathered: list[dict[str, _Found]] = ranks.gather(
+        {layer: _Found.of(scatter) for layer, scatter in scatters.items()}
+    )
+    for layer, scatter in scatters.items():
+        try:
+            scatter._require_accepted()
+        except ValueError as error:
+            raise ValueError(f"{name.format(layer)}: {error}") from None
+    agreed: dict[str, _Found] = {}
+    for layer in dict.fromkeys(layer for theirs in gathered for layer in theirs):
+        states = {rank: theirs[layer] for rank, theirs in enumerate(gathered) if layer in theirs}
+        called = name.format(layer)
+        refused = [rank for rank, state in states.items() if state.refused]
+        if refused:
+            raise ValueError(
+                f"{called} has refused labels out of range on {_name(refused)}, expected none; "
+                "see the error raised there"
+            )
+        kinds: dict[str, list[int]] = {}
+        for rank, state in states.items():
+            kinds.setdefault(state.kind, []).append(rank)
+        if len(kinds) > 1:
+            listed = ", ".join(f"{kind} on {_name(where)}" for kind, where in kinds.items())
+            raise ValueError(f"{called} is {listed}, expected the same on every rank")
+        for device_type in sorted({state.device_type for state in states.values()}):
+            ranks.transport(device_type)
+        resolution = max(state.resolution for state in states.values())
+        mine = scatters[layer].device.type if layer in scatters else None
+        first = next(iter(states.values()))
+        agreed[layer] = first._replace(resolution=resolution, device_type=mine or first.device_type)
+    return agreed
+
+
+def _name(ranks: Sequence[int]) -> str:
+    """Say which ranks, the first few by number."""
+    listed = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed}"
+
+
+# ---------------------------------------------------------------- buckets of rows
+
+
+class _Part(NamedTuple):
+    """Rows [start, stop) of the share that each rank has of a state."""
+
+    state: int
+    start: int
+    stop: int
+
+
+def _buckets(states: Sequence[Moments], ranks: Ranks) -> Iterator[list[_Part]]:
+    """Yield parts that cover the states, as many at a time as fit into a message."""
+    bucket: list[_Part] = []
+    free = _BUCKET_ENTRIES
+    for number, moments in enumerate(states):
+        num_classes, width = moments.means.shape
+        longest = -(-num_classes // ranks.size)
+        start = 0
+        while start < longest:
+            fitting = free // (ranks.size * (width + 2))
+            if fitting == 0 and bucket:
+                yield bucket
+                bucket, free = [], _BUCKET_ENTRIES
+                continue
+            stop = min(longest, start + max(1, fitting))
+            bucket.append(_Part(number, start, stop))
+            free -= (stop - start) * ranks.size * (width + 2)
+            start = stop
+    if bucket:
+        yield bucket
+
+
+def _rows(part: _Part, ranks: Ranks, rank: int, states: Sequence[Moments]) -> tuple[int, int]:
+    """Return the rows [begin, end) of a state that are a rank's share in a part."""
+    begin, end = ranks.share(rank, len(states[part.state].counts))
+    return min(begin + part.start, end), min(begin + part.stop, end)
+
+
+def _slice(moments: Moments, begin: int, end: int) -> Moments:
+    return Moments(*(tensor[begin:end] for tensor in moments))
+
+
+def _shares(
+    bucket: Sequence[_Part], states: Sequence[Moments], ranks: Ranks, rank: int
+) -> list[Moments]:
+    """Return a rank's rows of a bucket, as views of the states."""
+    return [_slice(states[part.state], *_rows(part, ranks, rank, states)) for part in bucket]
+
+
+def _size(shares: Iterable[Moments]) -> int:
+    return sum(len(share.counts) * (share.means.shape[1] + 2) for share in shares)
+
+
+def _pack(shares: Iterable[Moments], message: Tensor) -> None:
+    """Write rows into a message: counts, which are whole numbers below 2^53, sumsq, means."""
+    for packed, share in _split(message, shares):
+        packed[:, 0] = share.counts
+        packed[:, 1] = share.sumsq
+        packed[:, 2:] = share.means
+
+
+def _split(message: Tensor, shares: Iterable[Moments]) -> Iterator[tuple[Tensor, Moments]]:
+    """Yield, of each share, the place (rows, d + 2) of its rows in a message, and the share."""
+    begin = 0
+    for share in shares:
+        rows, width = share.means.shape
+        end = begin + rows * (width + 2)
+        yield message[begin:end].view(rows, width + 2), share
+        begin = end
+
+
+def _merge_rows(
+    bucket: Sequence[_Part],
+    states: Sequence[Moments],
+    own: Sequence[Moments],
+    products: Sequence[Tensor | None],
+    ranks: Ranks,
+    place: torch.device,
+) -> None:
+    """Write into `own` this rank's rows of a bucket, merged over the ranks.
+
+    `products[i]` gets what the distances of the means of states[i] add to its pooled scatter.
+    """
+    shares = [_shares(bucket, states, ranks, rank) for rank in range(ranks.size)]
+    sizes = [_size(share) for share in shares]
+    outgoing = torch.empty(sum(sizes), dtype=torch.float64, device=place)
+    for share, message in zip(shares, outgoing.split(sizes), strict=True):
+        _pack(share, message)
+    size = sizes[ranks.rank]
+    incoming = torch.empty(ranks.size * size, dtype=torch.float64, device=place)
+    with ranks.watch():
+        distributed.all_to_all_single(
+            incoming, outgoing, [size] * ranks.size, sizes, group=ranks.group
+        )
+    for rank in range(ranks.size):
+        message = incoming[rank * size : (rank + 1) * size]
+        for part, (packed, target) in zip(bucket, _split(message, own), strict=True):
+            packed = packed.to(target.means.device)
+            theirs = Moments(packed[:, 0].long(), packed[:, 2:], packed[:, 1])
+            if rank == 0:
+                for mine, first in zip(target, theirs, strict=True):
+                    mine.copy_(first)
+            else:
+                merge_moments(target, theirs, products[part.state])
+
+
+def _hand_out(
+    bucket: Sequence[_Part], states: Sequence[Moments], ranks: Ranks, place: torch.device
+) -> None:
+    """Replace every rank's rows of a bucket by those that the rank has merged."""
+    shares = [_shares(bucket, states, ranks, rank) for rank in range(ranks.size)]
+    longest = max(map(_size, shares))  # all messages must have one length
+    own = torch.zeros(longest, dtype=torch.float64, device=place)
+    _pack(shares[ranks.rank], own)
+    everything = torch.empty(ranks.size * longest, dtype=torch.float64, device=place)
+    with ranks.watch():
+        distributed.all_gather_into_tensor(everything, own, group=ranks.group)
+    for share, message in zip(shares, everything.split(longest), strict=True):
+        for packed, target in _split(message, share):
+            target.counts.copy_(packed[:, 0])
+            target.sumsq.copy_(packed[:, 1])
+            target.means.copy_(packed[:, 2:])
+
+
+def _sum(tensors: Iterable[Tensor], ranks: Ranks, place: torch.device) -> None:
+    """Replace contiguous float64 tensors by their sums over the ranks, a bucket at a time."""
+    bucket: list[Tensor] = []
+
+    def flush() -> None:
+        flat = torch.cat([piece.to(place) for piece in bucket])
+        with ranks.watch():
+            distributed.all_reduce(flat, group=ranks.group)
+        for piece, total in zip(bucket, flat.split([len(p) for p in bucket]), strict=True):
+            piece.copy_(total)
+        bucket.clear()
+
+    for tensor in tensors:
+        for piece in tensor.view(-1).split(_BUCKET_ENTRIES):
+            if bucket and sum(map(len, bucket)) + len(piece) > _BUCKET_ENTRIES:
+                flush()
+            bucket.append(piece)
+    if bucket:
+        flush()

@@ -1,0 +1,354 @@
+"""ClassScatter: the class-scatter statistics of a layer, accumulated over any number of batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprep import ops
+from deeprep.base import validate
+from deeprep.state import pooled, streaming
+from deeprep.state.merge import merge_moments
+from deeprep.state.state_file import STATE_VERSION, read_state, write_state
+from deeprep.state.statistics import Moments, Statistics, Weighting
+
+__all__ = ["ClassScatter", "Weighting", "class_scatter"]
+
+
+class ClassScatter(Statistics):
+    """Counts, means and sums of squares of every class, updated batch by batch in one pass.
+
+    Everything the metrics need comes from here. With z_ki the i-th of n_k features of class k::
+
+        counts  (K,)   int64     n_k
+        means   (K, d) float64   mu_k = (1/n_k) sum_i z_ki
+        sumsq   (K,)   float64   sum_i |z_ki - mu_k|^2
+
+    and, with ``full=True``, the (d, d) pooled within-class scatter
+    S = sum_k sum_i (z_ki - mu_k)(z_ki - mu_k)'. Memory is K*d (plus d*d), whatever the number of
+    samples; features are read where they lie, never copied or widened.
+
+    Parameters
+    ----------
+    num_classes, num_features : K and d, at least 1.
+    full : also accumulate S, which nc1, the ranks and the linear probe need.
+    device : where the state lives, the CPU by default, and where features must be; a CUDA state
+        takes features in host memory too and streams them there.
+    ignore_index : label of rows to skip.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On K < 1 or d < 1, naming the argument.
+    NotImplementedError
+        For a CUDA device where this build of deeprep has no CUDA kernels.
+
+    Notes
+    -----
+    Definitions: arXiv 2311.02960, section 2.
+
+    On CUDA `update` does not wait for the device to find out whether the labels are classes. If
+    one is not, its batch and all later ones are left out, and from then on whatever reads the state
+    raises a ValueError that names it, until `reset` or `load_state_dict`.
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.ClassScatter(num_classes=2, num_features=2)
+    >>> s.update(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0]))
+    >>> s.update(torch.tensor([[0.0, 2.0], [0.0, 4.0]]), torch.tensor([1, 1]))
+    >>> s.means.tolist()
+    [[2.0, 0.0], [0.0, 3.0]]
+    >>> s.trace_within, s.trace_between()
+    (1.0, 3.25)
+    """
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassScatter(num_classes={self.num_classes}, num_features={self.num_features}, "
+            f"full={self.full}, num_samples={int(self._moments.counts.sum())})"
+        )
+
+    # ---------------------------------------------------------------- accumulation
+
+    def update(self, features: Any, labels: Any) -> None:
+        """Take in a batch: features (N, d), labels (N,) or one-hot (N, K). N = 0 is legal.
+
+        On CUDA the call does not wait for the device, except to check one-hot labels. Features in
+        host memory (pinned memory saves a copy) go to a CUDA state slab by slab, copies and
+        computation overlapping; they have been read when the call returns.
+
+        Parameters
+        ----------
+        features : torch tensor, NumPy array or DLPack object, float64/32/16 or bfloat16, any
+            strides; read in place.
+        labels : int32/int64 in [0, K) or `ignore_index`; or one-hot rows. Where features are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            On shapes, dtypes, devices or labels that do not fit; the state is untouched. Labels on
+            CUDA that do not fit raise at the next read of the state, see `ClassScatter`.
+        """
+        features, labels = validate.to_tensors(features, labels, self.num_classes)
+        if self._error is not None and ops.on_host(features):
+            validate.check_batch(features, labels)
+            validate.check_state(features, *self._moments, self._error, same_device=False)
+            validate.check_labels(labels, self.num_classes, self.ignore_index)
+            streaming.stream(features, labels, self.device, self._take)
+        else:
+            self._take(features, labels)
+        # Half types are widened to float32 before anything is computed.
+        unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
+        self.resolution = max(self.resolution, unit)
+
+    def _take(self, features: Tensor, labels: Tensor) -> None:
+        """Take in a batch that is where the state is."""
+        if self._products is None:
+            self._update(self._moments, features, labels)
+            return
+        batch = Moments.zeros(self.num_classes, self.num_features, self.device)
+        self._update(batch, features, labels)
+        pooled.add_shifted_gram(
+            features, labels, batch, self.ignore_index, self._products, self._error
+        )
+        self._merge_moments(batch, at_most=features.shape[0])
+
+    def _update(self, moments: Moments, features: Tensor, labels: Tensor) -> None:
+        # The moments are this object's own, and valid; plain tensors of their width and place need
+        # no dispatcher.
+        direct = (
+            type(features) is Tensor
+            and features.shape[1:] == moments.means.shape[1:]
+            and features.device == moments.means.device
+            and not torch.compiler.is_compiling()
+        )
+        update = ops.merge_batch if direct else ops.class_moments_
+        update(features, labels, *moments, self.ignore_index, self._error)
+
+    def merge(self, other: ClassScatter) -> None:
+        """Take in all that `other`, on any device, has seen, exactly (Chan, Golub, LeVeque 1979).
+
+        Raises
+        ------
+        ValueError
+            Where K, d or `full` differ, or either state holds an error; this one is untouched.
+        """
+        for name in ("num_classes", "num_features", "full"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"other.{name} is {theirs}, expected {mine} as in this state")
+        self._require_accepted()
+        other._require_accepted()
+        if self._products is not None and other._products is not None:
+            self._products += other._products.to(self.device)
+        self._merge_moments(Moments(*(tensor.to(self.device) for tensor in other._moments)))
+        self.resolution = max(self.resolution, other.resolution)
+
+    def _merge_moments(self, other: Moments, at_most: int | None = None) -> None:
+        merge_moments(self._moments, other, self._products, at_most)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Make the states of all processes of a torch.distributed group one: their merge.
+
+        All processes of the group must call it. Each ends with the same bits, for counts, means
+        and sumsq those of `merge` in the order of the ranks. It takes some 128 MiB of memory
+        beyond the state, or two rows of every process where these are larger.
+
+        Raises
+        ------
+        ValueError
+            In every process, where K, d, `full` or ignore_index differ between ranks or the state
+            of any holds an error; all are untouched.
+        RankLostError
+            Where a process does not come within the timeout of the group, or dies. The state is
+            untouched if it never came, and else not to be used.
+        """
+        from deeprep.state import collectives
+
+        collectives.all_reduce(self, group)
+
+    def reset(self) -> None:
+        """Forget every sample and every error."""
+        for tensor in self._tensors().values():
+            tensor.zero_()
+        self._clear_error()
+        self.resolution = 0.0
+        self._warned_empty = False
+
+    def _clear_error(self) -> None:
+        if self._error is not None:
+            self._error.fill_(-1)
+
+    # ---------------------------------------------------------------- moving and saving
+
+    def to(self, device: torch.device | str) -> ClassScatter:
+        """Return the state on `device`: a new one, or this one where it is there already.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> s = deeprep.class_scatter(torch.eye(2), torch.tensor([0, 1]))
+        >>> s.to("cpu") is s
+        True
+        """
+        ops.require_core(torch.device(device))
+        if torch.empty(0, device=device).device == self.device:  # "cuda" is the current one
+            return self
+        self._require_accepted()
+        moved = ClassScatter(
+            self.num_classes,
+            self.num_features,
+            full=self.full,
+            device=device,
+            ignore_index=self.ignore_index,
+        )
+        for target, source in zip(moved._tensors().values(), self._tensors().values(), strict=True):
+            target.copy_(source)
+        moved.resolution = self.resolution
+        moved._warned_empty = self._warned_empty
+        return moved
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor of everything that grows with the samples."""
+        tensors = self._moments._asdict()
+        return tensors if self._products is None else {**tensors, "products": self._products}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue elsewhere; tensors are copies."""
+        self._require_accepted()
+        return {
+            "version": STATE_VERSION,
+            **{name: tensor.clone() for name, tensor in self._moments._asdict().items()},
+            "products": self.pooled_scatter if self.full else None,
+            "resolution": self.resolution,
+            "ignore_index": self.ignore_index,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a `state_dict`; shapes and `full` must be those of this object.
+
+        Raises
+        ------
+        ValueError
+            Where the version, a shape, a dtype or `full` does not fit; nothing is changed.
+        """
+        if state.get("version") != STATE_VERSION:
+            found = state.get("version")
+            raise ValueError(f"state['version'] is {found!r}, expected {STATE_VERSION}")
+        if (state["products"] is not None) != self.full:
+            raise ValueError(f"state has full={not self.full}, expected full={self.full}")
+        targets = self._tensors()
+        for name, target in targets.items():
+            found = state[name]
+            if found.shape != target.shape or found.dtype != target.dtype:
+                raise ValueError(
+                    f"state[{name!r}] has shape {tuple(found.shape)} and dtype {found.dtype}, "
+                    f"expected {tuple(target.shape)} and {target.dtype}"
+                )
+        for name, target in targets.items():
+            target.copy_(state[name])
+        self._clear_error()
+        self.resolution = float(state["resolution"])
+        self.ignore_index = int(state["ignore_index"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a safetensors file, atomically; `load` gives back the same bits.
+
+        Raises
+        ------
+        OSError
+            Where the file cannot be written; one that was there before is untouched.
+
+        Examples
+        --------
+        >>> import tempfile, torch, deeprep
+        >>> s = deeprep.class_scatter(torch.eye(2), torch.tensor([0, 1]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     s.save(f"{folder}/state.safetensors")
+        ...     deeprep.ClassScatter.load(f"{folder}/state.safetensors")
+        ClassScatter(num_classes=2, num_features=2, full=False, num_samples=2)
+        """
+        write_state(Path(path), self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> ClassScatter:
+        """Return the state in a file of `save`, on `device`: the CPU by default.
+
+        Raises
+        ------
+        OSError
+            Where there is no file to read.
+        ValueError
+            Where it is cut short, something else, of another version, or inconsistent, saying what
+            was found and what was wanted.
+        """
+        state = read_state(Path(path))
+        scatter = cls(*state["means"].shape, full=state["products"] is not None, device=device)
+        scatter.load_state_dict(state)
+        return scatter
+
+
+def class_scatter(
+    features: Any,
+    labels: Any,
+    num_classes: int | None = None,
+    *,
+    full: bool = False,
+    ignore_index: int = -100,
+    device: torch.device | str | None = None,
+) -> ClassScatter:
+    """Class-scatter statistics of one feature matrix, in one pass.
+
+    Parameters
+    ----------
+    features : (N, d) torch tensor, NumPy array or DLPack object; float64/32/16 or bfloat16, any
+        strides, read in place.
+    labels : (N,) int32/int64 in [0, K) or `ignore_index`; or one-hot rows (N, K).
+    num_classes : K; default: the largest label + 1 (or the width of one-hot rows).
+    full : also accumulate the (d, d) pooled within-class scatter.
+    ignore_index : label of rows to skip.
+    device : where to compute; default: where the features are. A CUDA device streams features that
+        are in host memory.
+
+    Returns
+    -------
+    ClassScatter on `device`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        On input that does not fit, naming the argument, the value found and the value wanted.
+
+    Examples
+    --------
+    >>> import numpy as np, deeprep
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.repeat(np.arange(3), 100)
+    >>> features = np.eye(3)[labels] + 0.1 * rng.standard_normal((300, 3))
+    >>> s = deeprep.class_scatter(features, labels)
+    >>> round(deeprep.compression(s), 3), round(deeprep.discrimination(s), 3)
+    (0.041, 1.002)
+    """
+    one_hot_width = labels.shape[1] if getattr(labels, "ndim", 1) == 2 else None
+    features, labels = validate.to_tensors(features, labels, num_classes)
+    validate.check_batch(features, labels)
+    if num_classes is None:
+        num_classes = one_hot_width
+    if num_classes is None:
+        kept = labels[labels != ignore_index]
+        if kept.numel() == 0:
+            raise ValueError("num_classes is None and there is no label to infer it from")
+        num_classes = max(1, int(kept.max()) + 1)
+    scatter = ClassScatter(
+        num_classes,
+        features.shape[1],
+        full=full,
+        device=features.device if device is None else device,
+        ignore_index=ignore_index,
+    )
+    scatter.update(features, labels)
+    return scatter

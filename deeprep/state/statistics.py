@@ -1,0 +1,265 @@
+"""What a ClassScatter holds, and what follows from it without looking at features again."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deeprep import ops
+from deeprep.base import validate
+from deeprep.base.validate import UndefinedStatisticError
+
+Weighting = Literal["uniform", "prior"]
+
+
+def name_classes(classes: list[int]) -> str:
+    """Say which classes, the first few by number: "2 classes (3, 7)"."""
+    listed = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
+
+
+class Moments(NamedTuple):
+    """counts (K,) int64, means (K, d) float64, sumsq (K,) float64: what the core updates."""
+
+    counts: Tensor
+    means: Tensor
+    sumsq: Tensor
+
+    @classmethod
+    def zeros(
+        cls, num_classes: int, num_features: int, device: torch.device | str | None
+    ) -> Moments:
+        """Moments of no samples."""
+        return cls(
+            torch.zeros(num_classes, dtype=torch.int64, device=device),
+            torch.zeros((num_classes, num_features), dtype=torch.float64, device=device),
+            torch.zeros(num_classes, dtype=torch.float64, device=device),
+        )
+
+
+class Statistics:
+    """The state of a ClassScatter and the statistics that are read off it.
+
+    A CUDA state learns of a label out of range only once the device has seen it. The device then
+    leaves the state alone, and every attribute here that gives a value raises instead.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        full: bool = False,
+        device: torch.device | str | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        self.num_classes = validate.check_positive("num_classes", num_classes)
+        self.num_features = validate.check_positive("num_features", num_features)
+        self.full = bool(full)
+        self.ignore_index = int(ignore_index)
+        ops.require_core(torch.get_default_device() if device is None else torch.device(device))
+        self._products: Tensor | None = None  # S; only the triangle from the diagonal up counts
+        # Where the device notes a label out of range; the CPU raises at once.
+        self._error: Tensor | None = None
+        # Tensors that are made in inference mode could not be updated outside it.
+        with torch.inference_mode(False):
+            self._moments = Moments.zeros(self.num_classes, self.num_features, device)
+            if self.full:
+                square = (self.num_features, self.num_features)
+                self._products = self._moments.means.new_zeros(square)
+            if not ops.on_host(self._moments.means):
+                self._error = ops.new_error(self.device)
+        self.resolution = 0.0
+        self._warned_empty = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+        return self._moments.means.device
+
+    def _require_accepted(self) -> None:
+        """Raise if the device has refused a batch; waits for it."""
+        bad = None if self._error is None else ops.refused_label(self._error)
+        if bad is None:
+            return
+        found = validate.label_out_of_range(
+            *bad, self.num_classes, self.ignore_index, whose=" of an earlier update"
+        )
+        raise ValueError(
+            f"{found}; that update and those after it were not taken in, reset() starts anew"
+        )
+
+    @property
+    def counts(self) -> Tensor:
+        """n_k, (K,) int64."""
+        self._require_accepted()
+        return self._moments.counts
+
+    @property
+    def means(self) -> Tensor:
+        """mu_k = (1/n_k) sum_i z_ki, (K, d) float64; zero for classes without samples."""
+        self._require_accepted()
+        return self._moments.means
+
+    @property
+    def sumsq(self) -> Tensor:
+        """sum_i |z_ki - mu_k|^2, (K,) float64."""
+        self._require_accepted()
+        return self._moments.sumsq
+
+    @property
+    def num_samples(self) -> int:
+        """N = sum_k n_k, ignored rows left out."""
+        return int(self.counts.sum())
+
+    def _require_samples(self, statistic: str) -> int:
+        samples = self.num_samples
+        if samples == 0:
+            raise UndefinedStatisticError(
+                f"{statistic} is undefined: the state has seen no samples, expected at least one"
+            )
+        return samples
+
+    @property
+    def present(self) -> Tensor:
+        """Indices (P,) of the classes with samples; warns once a state if some have none.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Where no class has samples.
+        """
+        self._require_samples("every statistic")
+        present = self.counts.nonzero().squeeze(1)
+        empty = self.num_classes - present.numel()
+        if empty and not self._warned_empty:
+            self._warned_empty = True
+            warnings.warn(
+                f"{empty} of {self.num_classes} classes have no samples and are left out",
+                UserWarning,
+                stacklevel=3,
+            )
+        return present
+
+    @property
+    def nonfinite_classes(self) -> list[int]:
+        """Classes that a NaN or an infinity has reached."""
+        means = self.means
+        # Some times faster than to ask every entry; a NaN is both the largest and the smallest.
+        finite = self.sumsq.isfinite() & means.amax(dim=1).isfinite() & means.amin(dim=1).isfinite()
+        classes: list[int] = (~finite).nonzero().squeeze(1).tolist()
+        return classes
+
+    @property
+    def global_mean(self) -> Tensor:
+        """mu_G = (1/N) sum_k n_k mu_k, (d,) float64."""
+        samples = self._require_samples("global_mean")
+        return (self.counts.double() / samples) @ self.means
+
+    @property
+    def trace_within(self) -> float:
+        """Tr Sigma_W = (1/N) sum_k sum_i |z_ki - mu_k|^2."""
+        samples = self._require_samples("trace_within")
+        return float(self.sumsq.sum()) / samples
+
+    def trace_between(self, weighting: Weighting = "uniform", corrected: bool = False) -> float:
+        """Tr Sigma_B = sum_k w_k |mu_k - mu_G|^2 over the classes with samples.
+
+        Sample means scatter even where the classes are one and the same: with tau_k the trace of
+        the covariance class k is drawn from, and the counts taken as given,
+
+            E Tr Sigma_B = its value for the true means
+                           + sum_k w_k (tau_k/n_k - 2 tau_k/N) + sum_k n_k tau_k / N^2,
+
+        about Tr Sigma_W / n too much for n samples a class. ``corrected`` subtracts that with
+        tau_k = sumsq_k / (n_k - 1), which makes the estimate unbiased; for classes that cannot be
+        told apart it is as often below zero as above. Off by default, as the paper's is not
+        corrected.
+
+        Parameters
+        ----------
+        weighting : "uniform" for w_k = 1/K (the paper's), "prior" for w_k = n_k/N.
+        corrected : subtract what the finite samples add.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Without samples; and, if ``corrected``, where a class has a single one.
+        ValueError
+            For another weighting.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> s = deeprep.class_scatter(torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([0, 0, 1]))
+        >>> s.trace_between(), s.trace_between("prior")
+        (2.5, 2.0)
+        >>> features = torch.tensor([[0.0], [2.0], [3.0], [5.0]])
+        >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1]))
+        >>> s.trace_between(), s.trace_between(corrected=True)
+        (2.25, 1.75)
+        """
+        present, means = self.present, self.means
+        distances = ops.squared_distances(means, self.global_mean)[present]
+        weights = self.class_weights(weighting, present)
+        between = float(weights @ distances)
+        if not corrected:
+            return between
+        counts, traces = self.counts[present].double(), self.covariance_traces(present)
+        shares = counts / counts.sum()
+        # (w_k - 2 w_k s_k + s_k^2) tau_k / n_k with s_k = n_k / N is the sum above, term by term.
+        inflation = (weights - 2.0 * weights * shares + shares.square()) / counts
+        return between - float(inflation @ traces)
+
+    def covariance_traces(self, present: Tensor) -> Tensor:
+        """tau_k = sumsq_k / (n_k - 1) of the classes `present` (P,): traces of covariances.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Where one of them has a single sample.
+        """
+        counts = self.counts[present]
+        single = present[counts == 1].tolist()
+        if single:
+            raise UndefinedStatisticError(
+                "the small-sample correction needs at least two samples in each class that has "
+                f"any, found one in {name_classes(single)}"
+            )
+        return self.sumsq[present] / (counts - 1)
+
+    def class_weights(self, weighting: Weighting, present: Tensor) -> Tensor:
+        """Weights (P,) of the present classes in Sigma_B, summing to one."""
+        counts = self.counts[present].double()
+        if weighting == "uniform":
+            return torch.full_like(counts, 1.0 / counts.numel())
+        if weighting == "prior":
+            return counts / counts.sum()
+        raise ValueError(f"weighting is {weighting!r}, expected 'uniform' or 'prior'")
+
+    @property
+    def pooled_scatter(self) -> Tensor:
+        """S = N Sigma_W, (d, d) float64; needs ``full=True``."""
+        if self._products is None:
+            raise ValueError(
+                "this ClassScatter has full=False, expected full=True: the (d, d) matrices were "
+                "not accumulated"
+            )
+        self._require_accepted()
+        return self._products.triu() + self._products.triu(1).T
+
+    @property
+    def within(self) -> Tensor:
+        """Sigma_W = (1/N) sum_k sum_i (z_ki - mu_k)(z_ki - mu_k)', (d, d) float64."""
+        return self.pooled_scatter / self._require_samples("within")
+
+    @property
+    def between(self) -> Tensor:
+        """Sigma_B = (1/K) sum_k (mu_k - mu_G)(mu_k - mu_G)', (d, d) float64; full only."""
+        if not self.full:
+            raise ValueError("this ClassScatter has full=False, expected full=True")
+        centered = self.means[self.present] - self.global_mean
+        return centered.T @ centered / centered.shape[0]

@@ -1,0 +1,187 @@
+"""What is measured of a layer, what is left out, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import deeprep
+from deeprep import LayerReport, metrics
+from deeprep.metrics import class_means
+from deeprep.probe.scores import LayerScores
+from deeprep.report import layer_metrics
+
+OF_CLASSES = ("cdnv", "equinorm", "equiangularity", "etf_error", "gnc2")
+
+
+def scatter(classes, features, *, full=False, empty=()):
+    labels = torch.arange(6 * classes) % classes
+    kept = ~torch.isin(labels, torch.tensor(empty, dtype=labels.dtype))
+    means = torch.randn(classes, features) + 2.0
+    rows = means[labels] + 0.3 * torch.randn(len(labels), features)
+    return deeprep.class_scatter(rows[kept], labels[kept], num_classes=classes, full=full)
+
+
+def measure(s, **options):
+    report = LayerReport.from_scatters({"layer": s}, **options)
+    return report.layers[0], report.warnings
+
+
+@pytest.mark.parametrize(("classes", "features"), [(7, 5), (4, 300), (2, 1), (70, 3)])
+def test_metrics_are_those_of_deeprep_metrics(classes, features):
+    s = scatter(classes, features, full=True)
+    layer, _ = measure(s)
+    assert layer.compression == deeprep.compression(s)
+    assert layer.discrimination == pytest.approx(deeprep.discrimination(s), abs=1e-14)
+    assert layer.closest_classes == metrics.closest_classes(s)[:2]
+    for name in (*OF_CLASSES, "nc1", "effective_rank", "stable_rank", "rankme"):
+        expected = getattr(metrics, name)(s)
+        assert getattr(layer, name) == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
+    assert layer.numerical_rank == metrics.numerical_rank(s)
+
+
+def test_classes_without_samples_keep_their_numbers():
+    s = scatter(6, 200, empty=(0, 3))
+    layer, notes = measure(s)
+    assert layer.cdnv == pytest.approx(metrics.cdnv(s), rel=1e-12)
+    assert {index for pair in layer.closest_pairs for index in pair[:2]} == {1, 2, 4, 5}
+    assert [note for note in notes if "2 of 6 classes have no samples" in note] == notes
+
+
+def test_means_that_coincide_do_so_in_the_basis_of_their_span_too():
+    labels = torch.arange(12) % 3
+    same = deeprep.class_scatter(torch.randn(4, 50).repeat_interleave(3, 0) * 1e3, labels)
+    layer, notes = measure(same)
+    assert layer.cdnv == math.inf
+    assert math.isnan(layer.etf_error)
+    assert any("equinorm" in note and "all class means coincide" in note for note in notes)
+
+
+def test_the_ranks_and_nc1_need_full_states():
+    layer, notes = measure(scatter(5, 4))
+    assert layer.nc1 is layer.numerical_rank is layer.effective_rank is layer.rankme is None
+    assert notes == []
+
+
+def test_only_what_is_named_is_measured():
+    s = scatter(5, 4, full=True)
+    two, _ = measure(s, metrics=())
+    assert two.compression is not None
+    assert two.discrimination is not None
+    assert {name for name in layer_metrics.CHOOSABLE if getattr(two, name) is not None} == set()
+    some, _ = measure(s, metrics=["compression", "gnc2", "stable_rank"])
+    measured = {name for name in layer_metrics.CHOOSABLE if getattr(some, name) is not None}
+    assert measured == {"gnc2", "stable_rank"}
+
+
+def test_metrics_that_cannot_be_had_are_refused():
+    states = {"layer": scatter(5, 4)}
+    with pytest.raises(ValueError, match=r"metrics holds 'ncl', expected some of cdnv, "):
+        LayerReport.from_scatters(states, metrics=["ncl"])
+    with pytest.raises(TypeError, match="metrics is 'cdnv', expected 'auto' or a list"):
+        LayerReport.from_scatters(states, metrics="cdnv")
+    with pytest.raises(ValueError, match="metrics holds 'nc1', which needs states with full=True"):
+        LayerReport.from_scatters(states, metrics=["nc1"])
+    states["head"] = scatter(5, 4, full=True)
+    report = LayerReport.from_scatters(states, metrics=["nc1"])
+    assert [layer.nc1 is None for layer in report.layers] == [True, False]
+    assert report.warnings == ["layer 'layer': nc1 is left out: this state has full=False"]
+
+
+def test_auto_leaves_out_what_would_take_long_and_says_so(monkeypatch):
+    monkeypatch.setattr(layer_metrics, "PAIR_WORK", 99.0)
+    s = scatter(5, 4)
+    layer, notes = measure(s)
+    assert layer.cdnv is layer.gnc2 is layer.etf_error is layer.equiangularity is None
+    assert layer.equinorm == pytest.approx(metrics.equinorm(s))
+    assert layer.discrimination == pytest.approx(deeprep.discrimination(s))
+    assert len(notes) == 1
+    assert "cdnv, equiangularity, etf_error, gnc2 are left out" in notes[0]
+    assert "K^2 d = 1.0e+02" in notes[0]
+    named, notes = measure(s, metrics=["cdnv"])
+    assert named.cdnv == pytest.approx(metrics.cdnv(s))
+    assert notes == []
+
+
+def test_one_note_says_that_a_layer_is_not_finite():
+    s = scatter(5, 4, full=True)
+    s.update(torch.full((1, 4), math.inf), torch.tensor([3]))
+    layer, notes = measure(s, jackknife=True)
+    for name in ("compression", "discrimination", *OF_CLASSES, "nc1", "rankme"):
+        assert math.isnan(getattr(layer, name)), name
+    assert layer.closest_classes is layer.closest_pairs is layer.numerical_rank is None
+    assert len(notes) == 1
+    assert "every metric is nan: the features of 1 class (3) hold NaN or Inf" in notes[0]
+
+
+def test_one_note_says_that_classes_are_missing():
+    one = scatter(3, 4, full=True, empty=(0, 2))
+    layer, notes = measure(one, jackknife=True)
+    assert layer.compression is layer.discrimination is layer.cdnv is layer.nc1 is None
+    assert layer.numerical_rank == metrics.numerical_rank(one)
+    assert sum("two classes" in note for note in notes) == 1
+    layer, notes = measure(deeprep.ClassScatter(3, 4, full=True))
+    assert layer.compression is layer.numerical_rank is None
+    assert notes
+
+
+def test_a_mean_without_direction_leaves_the_compression():
+    s = deeprep.class_scatter(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 1, 1]))
+    layer, notes = measure(s)
+    assert layer.compression == deeprep.compression(s)
+    assert math.isnan(layer.discrimination)
+    assert layer.closest_classes is None
+    assert any("discrimination is nan: the means of 1 class (0) are zero" in n for n in notes)
+
+
+def test_jackknife_and_correction_are_passed_on():
+    s = scatter(5, 4)
+    layer, _ = measure(s)
+    assert layer.compression_error is layer.discrimination_error is None
+    layer, _ = measure(s, weighting="prior", corrected=True, jackknife=True)
+    assert layer.compression == deeprep.compression(s, "prior", corrected=True)
+    errors = metrics.jackknife(s, "prior", corrected=True)
+    assert (layer.compression_error, layer.discrimination_error) == errors
+    layer, notes = measure(scatter(2, 4), jackknife=True)
+    assert layer.compression_error is None
+    assert any("jackknife needs at least three classes" in note for note in notes)
+
+
+def test_scores_of_a_second_pass_are_taken_over():
+    s = scatter(5, 4)
+    scores = {"first": LayerScores(0.75, 0.5, 0.125)}
+    report = LayerReport.from_scatters({"first": s, "second": s}, scores)
+    first, second = report.layers
+    assert (first.probe_accuracy, first.ncc_accuracy, first.directional_cdnv) == (0.75, 0.5, 0.125)
+    assert second.probe_accuracy is second.ncc_accuracy is second.directional_cdnv is None
+
+
+def brute_force_pairs(s):
+    unit = s.means / s.means.norm(dim=1, keepdim=True)
+    cosines = (unit @ unit.T).tolist()
+    pairs = [(i, j, cosines[i][j]) for i in range(len(unit)) for j in range(i + 1, len(unit))]
+    return sorted(pairs, key=lambda pair: (-round(pair[2], 9), pair[:2]))
+
+
+@pytest.mark.parametrize(("classes", "kept"), [(2, 1), (9, 36), (64, 2016), (65, 50), (150, 50)])
+@pytest.mark.parametrize("entries", [200, 1 << 22])
+def test_closest_pairs_are_the_largest_cosines_whatever_the_tiles(
+    monkeypatch, classes, kept, entries
+):
+    monkeypatch.setattr(class_means, "TILE_ENTRIES", entries)
+    s = scatter(classes, 3)
+    pairs = measure(s, metrics=())[0].closest_pairs
+    assert len(pairs) == kept
+    for found, expected in zip(pairs, brute_force_pairs(s), strict=False):
+        assert found[:2] == expected[:2]
+        assert found[2] == pytest.approx(expected[2], abs=1e-6)
+
+
+@pytest.mark.parametrize("entries", [200, 1 << 22])
+def test_of_equal_cosines_the_first_pairs_are_kept(monkeypatch, entries):
+    monkeypatch.setattr(class_means, "TILE_ENTRIES", entries)
+    s = deeprep.class_scatter(torch.eye(80), torch.arange(80))
+    pairs = measure(s, metrics=())[0].closest_pairs
+    assert pairs == tuple((0, second, 0.0) for second in range(1, 51))

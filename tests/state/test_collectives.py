@@ -1,0 +1,364 @@
+"""States of many processes: one state on all of them, exactly, or a clear error on all of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+import traceback
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed
+
+import deeprep
+from deeprep import ClassScatter, class_scatter
+from deeprep.base.ranks import RankLostError
+from deeprep.sharded import reduce_scatter
+from deeprep.state import collectives
+from deeprep.state.collectives import all_reduce_layers
+
+NUM_CLASSES, WIDTH = 5, 7
+
+
+def make_data(num_rows=400, dtype=torch.float64, offset=0.0, spread=1.0, seed=0):
+    """Unbalanced data: class 4 has no samples, class 3 but one."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (num_rows,), generator=generator)
+    labels[num_rows // 3] = 3
+    draw = torch.randn(num_rows + 4, WIDTH, generator=generator, dtype=torch.float64)
+    features = 3.0 * draw[num_rows:][labels] + spread * draw[:num_rows] + offset
+    return features.to(dtype), labels
+
+
+def cuts(num_rows, size, rank):
+    """Ragged shares: rank r gets twice as many rows as rank r - 1, but the last rank none."""
+    shares = [2**r for r in range(size - 1)] + [0] if size > 1 else [1]
+    edges = [0, *itertools.accumulate(num_rows * s // sum(shares) for s in shares)]
+    edges[-2 if size > 1 else -1] = num_rows
+    edges[-1] = num_rows
+    return edges[rank], edges[rank + 1]
+
+
+def share_of(data, size, rank, **options):
+    """The state of one rank's share of the data, taken in as ragged batches."""
+    features, labels = data
+    begin, end = cuts(len(labels), size, rank)
+    s = ClassScatter(NUM_CLASSES, features.shape[1], **options)
+    for start in range(begin, end, 37):
+        rows = slice(start, min(start + 37, end))
+        s.update(features[rows], labels[rows])
+    return s
+
+
+def merge_in_order(data, size, **options):
+    whole = share_of(data, size, 0, **options)
+    for rank in range(1, size):
+        whole.merge(share_of(data, size, rank, **options))
+    return whole
+
+
+def assert_close(found, expected, tolerance):
+    """Relative to each class's sum and to the length of its mean."""
+    assert torch.equal(found.counts, expected.counts)
+    lengths = torch.linalg.vector_norm(expected.means, dim=1, keepdim=True)
+    assert bool(((found.means - expected.means).abs() <= tolerance * lengths).all())
+    assert bool(((found.sumsq - expected.sumsq).abs() <= tolerance * expected.sumsq).all())
+    if found.full:
+        scale = float(expected.pooled_scatter.diagonal().mean())
+        error = (found.pooled_scatter - expected.pooled_scatter).abs().max()
+        assert float(error) <= tolerance * scale
+
+
+def assert_same_bits(found, expected):
+    for name in ("counts", "means", "sumsq"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert torch.equal(a.view(torch.int64), b.view(torch.int64)), name
+
+
+def assert_same_everywhere(state, size):
+    """Every rank holds the same bits, which is more than the same values."""
+    for tensor in (v for v in state.state_dict().values() if isinstance(v, torch.Tensor)):
+        everywhere = [torch.empty_like(tensor) for _ in range(size)]
+        distributed.all_gather(everywhere, tensor)
+        bits = [each.view(torch.int64) for each in everywhere]
+        assert all(torch.equal(each, bits[0]) for each in bits)
+
+
+# ---------------------------------------------------------------- what every rank runs
+
+
+def check_sums(rank, size):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        for offset, full in itertools.product((0.0, 1e3), (False, True)):
+            data = make_data(dtype=dtype, offset=offset)
+            s = share_of(data, size, rank, full=full)
+            s.all_reduce()
+            assert_same_bits(s, merge_in_order(data, size, full=full))
+            assert_close(s, class_scatter(*data, NUM_CLASSES, full=full), tolerance)
+            assert_same_everywhere(s, size)
+            assert s.resolution == (2.0**-53 if dtype == torch.float64 else 2.0**-24)
+
+
+def check_far_from_zero(rank, size):
+    """At 1e6 standard deviations from zero, where sums of n * mean have no digits to lose."""
+    features, labels = make_data(4000, offset=1e6)
+    s = share_of((features, labels), size, rank)
+    s.all_reduce()
+    for k in range(3):
+        rows = features[labels == k]
+        exact = float((rows - rows[0]).square().sum()) - len(rows) * float(
+            (rows - rows[0]).mean(dim=0).square().sum()
+        )
+        assert float(s.sumsq[k]) == pytest.approx(exact, rel=1e-11)
+    # Classes without spread have none afterwards, and their means are what they were.
+    constant = torch.tensor([0.1, 1 / 3, 1e100], dtype=torch.float64).expand(60, 3)
+    s = ClassScatter(NUM_CLASSES, 3)
+    s.update(constant, torch.arange(60) % 2)
+    s.all_reduce()
+    assert s.counts.tolist() == [30 * size, 30 * size, 0, 0, 0]
+    assert s.sumsq.tolist() == [0.0] * NUM_CLASSES
+    assert torch.equal(s.means[0], constant[0])
+
+
+def check_small_spread(rank, size):
+    """C near 1e-12 survives, as it does on one process."""
+    data = make_data(spread=1e-6)
+    s = share_of(data, size, rank)
+    s.all_reduce()
+    expected = class_scatter(*data, NUM_CLASSES)
+    compression = expected.trace_within / expected.trace_between("prior")
+    assert compression < 1e-11
+    assert s.trace_within / s.trace_between("prior") == pytest.approx(compression, rel=1e-9)
+
+
+def check_nan(rank, size):
+    features, labels = make_data()
+    features[(labels == 1).nonzero()[0]] = float("nan")
+    s = share_of((features, labels), size, rank, full=True)
+    s.all_reduce()
+    assert s.nonfinite_classes == [1]
+    clean, labels = make_data()
+    expected = class_scatter(clean, labels, NUM_CLASSES)
+    others = [0, 2, 3, 4]
+    assert float((s.means - expected.means)[others].abs().max()) <= 1e-12
+
+
+def check_layers(rank, size):
+    """Ranks without a batch, or without a layer, end with all of them, in the same order."""
+    wide, narrow = make_data(), make_data(seed=1)
+    layers = {}
+    if rank != size - 1:
+        layers["fc.2"] = share_of(wide, size, rank, full=True)
+        if rank != 1:
+            layers["fc.10"] = share_of(narrow, size, rank)
+    given = dict(layers)
+    merged = all_reduce_layers(layers)
+    assert list(merged) == ["fc.2", "fc.10"]
+    assert layers == given
+    assert all(merged[name] is state for name, state in given.items())
+    assert_close(merged["fc.2"], class_scatter(*wide, NUM_CLASSES, full=True), 1e-12)
+    expected = share_of(narrow, size, 0)
+    for other in range(2, size - 1):
+        expected.merge(share_of(narrow, size, other))
+    assert_same_bits(merged["fc.10"], expected)
+    for state in merged.values():
+        assert_same_everywhere(state, size)
+    assert all_reduce_layers({}) == {}
+
+
+def check_small_messages(rank, size):
+    """Whatever the size of a message, the result has the same bits."""
+    data = make_data()
+    names = ("a", "b", "c")
+    expected = {name: share_of(data, size, rank, full=name == "b") for name in names}
+    all_reduce_layers(expected)
+    for entries in (1, 50, 100, 300):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(collectives, "_BUCKET_ENTRIES", entries)
+            states = {name: share_of(data, size, rank, full=name == "b") for name in names}
+            all_reduce_layers(states)
+        for name in names:
+            assert_same_bits(states[name], expected[name])
+        assert_close(states["b"], expected["b"], 1e-14)
+
+
+def check_disagreement(rank, size):
+    before = make_data()
+    s = share_of(before, size, rank)
+    untouched = s.state_dict()
+    other = ClassScatter(NUM_CLASSES, WIDTH if rank == 0 else 8)
+    expected = (
+        r"layer 'conv1' is \(num_classes=5, num_features=7, full=False, ignore_index=-100\) on "
+        r"rank 0, \(num_classes=5, num_features=8, .*\) on ranks? 1.*expected the same on every"
+    )
+    with pytest.raises(ValueError, match=expected):
+        all_reduce_layers({"fine": s, "conv1": other})
+    assert torch.equal(s.means, untouched["means"])
+    with pytest.raises(ValueError, match=r"the state is .*full=True.* on rank 0, .*full=False"):
+        ClassScatter(2, 2, full=rank == 0).all_reduce()
+
+
+def check_group_without_this_process(rank, size):
+    group = distributed.new_group([0])
+    s = share_of(make_data(), size, rank)
+    if rank == 0:
+        expected = s.state_dict()
+        s.all_reduce(group)
+        assert torch.equal(s.means, expected["means"])
+    else:
+        with pytest.raises(ValueError, match=f"group is without process {rank}, expected one it"):
+            s.all_reduce(group)
+
+
+def check_shards(rank, size):
+    generator = torch.Generator().manual_seed(3)
+    means = torch.randn(23, WIDTH, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 22, (500,), generator=generator)  # class 22 stays empty
+    noise = torch.randn(500, WIDTH, generator=generator, dtype=torch.float64)
+    features = means[labels] + 0.1 * noise
+    begin, end = cuts(500, size, rank)
+    s = ClassScatter(23, WIDTH)
+    s.update(features[begin:end], labels[begin:end])
+    before = s.state_dict()
+    whole = class_scatter(features, labels, 23)
+    for entries in (collectives._BUCKET_ENTRIES, 40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(collectives, "_BUCKET_ENTRIES", entries)
+            patch.setattr(deeprep.metrics.class_means, "TILE_ENTRIES", entries)
+            sharded = reduce_scatter(s)
+            discrimination = sharded.discrimination()
+        first, last = sharded.first_class, sharded.first_class + sharded.share.num_classes
+        assert torch.equal(sharded.share.counts, whole.counts[first:last])
+        assert float((sharded.share.means - whole.means[first:last]).abs().max()) <= 1e-14
+        error = (sharded.share.sumsq - whole.sumsq[first:last]).abs()
+        assert bool((error <= 1e-12 * whole.sumsq[first:last]).all())
+        assert sharded.num_samples == 500
+        assert float((sharded.global_mean - whole.global_mean).abs().max()) <= 1e-14
+        assert discrimination == pytest.approx(deeprep.discrimination(whole), rel=1e-12)
+        assert sharded.trace_within == pytest.approx(whole.trace_within, rel=1e-12)
+        for weighting in ("uniform", "prior"):
+            for found, wanted in (
+                (sharded.trace_between(weighting), whole.trace_between(weighting)),
+                (sharded.compression(weighting), deeprep.compression(whole, weighting)),
+            ):
+                assert found == pytest.approx(wanted, rel=1e-12)
+        assert len(set(sharded._ranks.gather((discrimination, sharded.compression())))) == 1
+    assert torch.equal(s.means, before["means"])
+    shares = sharded._ranks.gather((first, last))
+    assert [k for begin, end in shares for k in range(begin, end)] == list(range(23))
+
+
+def check_shards_that_are_not_ordinary(rank, size):
+    s = ClassScatter(size, 2)
+    with pytest.raises(deeprep.UndefinedStatisticError, match="no process has seen a sample"):
+        reduce_scatter(s)
+    features = torch.zeros(size, 2)
+    features[1:] = 1.0
+    if rank == 0:
+        s.update(features, torch.arange(size))
+    with pytest.warns(UserWarning, match=r"discrimination is nan: the means of 1 class \(0\) are"):
+        assert math.isnan(reduce_scatter(s).discrimination())
+    if rank == size - 1:
+        s.update(torch.full((1, 2), float("inf")), torch.tensor([0]))
+    with pytest.warns(UserWarning, match=r"the features of 1 class \(0\) hold NaN or Inf"):
+        assert math.isnan(reduce_scatter(s).compression())
+    s.reset()
+    s.update(torch.ones(1, 2), torch.tensor([0]))
+    sharded = reduce_scatter(s)
+    assert sharded.num_samples == size
+    with pytest.raises(deeprep.UndefinedStatisticError, match=f"two classes .* 1 of {size}"):
+        sharded.compression()
+    with pytest.raises(ValueError, match=r"num_classes must be at least .*, one for each process"):
+        reduce_scatter(ClassScatter(size - 1, 2))
+    with pytest.raises(ValueError, match=r"scatter\.full must be False"):
+        reduce_scatter(ClassScatter(size, 2, full=True))
+    s.update(torch.ones(2, 2), torch.tensor([1, 1]))
+    with pytest.warns(UserWarning, match="compression is nan: all class means coincide"):
+        assert math.isnan(reduce_scatter(s).compression())
+
+
+CHECKS = [
+    check_shards,
+    check_shards_that_are_not_ordinary,
+    check_sums,
+    check_far_from_zero,
+    check_small_spread,
+    check_nan,
+    check_layers,
+    check_small_messages,
+    check_disagreement,
+    check_group_without_this_process,
+]
+
+
+NEED_OTHERS = (
+    check_layers,
+    check_disagreement,
+    check_shards_that_are_not_ordinary,
+    check_group_without_this_process,
+)
+
+
+def _run_checks(rank, size, store, failures):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=30),
+    )
+    for check in CHECKS:
+        if size < 2 and check in NEED_OTHERS:
+            continue
+        try:
+            check(rank, size)
+        except BaseException:
+            failures.put(f"{check.__name__} on rank {rank} of {size}:\n{traceback.format_exc()}")
+            raise
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_every_rank_ends_with_the_whole(run_ranks, size):
+    """Cases share processes, because starting these takes longer than all of them."""
+    exit_codes, failures = run_ranks(_run_checks, size)
+    assert exit_codes == [0] * size, failures.get(timeout=5)
+
+
+def _lose_a_rank(rank, size, store, results, how):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=2),
+    )
+    s = class_scatter(torch.eye(2), torch.arange(2))
+    before = s.state_dict()
+    if rank == 1:
+        if how == "late":
+            time.sleep(5)
+        elif how == "dead in the middle":
+            distributed.all_to_all_single = lambda *args, **options: os._exit(0)
+            s.all_reduce()
+        os._exit(0)
+    try:
+        s.all_reduce()
+    except RankLostError as error:
+        results.put((str(error), torch.equal(s.means, before["means"])))
+
+
+@pytest.mark.parametrize("how", ["dead", "late", "dead in the middle"])
+def test_a_lost_rank_is_an_error_within_the_timeout(run_ranks, how):
+    _, results = run_ranks(_lose_a_rank, 2, how)
+    message, untouched = results.get(timeout=5)
+    assert message.startswith("all_reduce: a process of the group of 2 did not come or was lost")
+    assert "seen from rank 0" in message
+    if how != "dead in the middle":
+        assert "Ranks 1 failed to pass monitoredBarrier" in message
+        assert untouched
