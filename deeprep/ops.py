@@ -66,13 +66,17 @@ def class_moments_(
 
     Parameters
     ----------
-    features : (N, d) float64/32/16 or bfloat16, any strides.
-    labels : (N,) int32/int64 in [0, K), or `ignore_index` for rows to skip.
-    counts, means, sumsq : (K,) int64, (K, d) float64, (K,) float64; zeros to begin with.
-    error : (3,) int64 of -1, for CUDA features: takes the row and the value of the first label out
-        of range, in place of an exception, and the call does not wait for the device. This batch
-        and all later ones then leave the state as it is, until the tensor is refilled with -1.
-        Without it the call waits. Not used on the CPU.
+    features
+        (N, d) float64/32/16 or bfloat16, any strides.
+    labels
+        (N,) int32/int64 in [0, K), or `ignore_index` for rows to skip.
+    counts, means, sumsq
+        (K,) int64, (K, d) float64, (K,) float64; zeros to begin with.
+    error
+        (3,) int64 of -1, for CUDA features: takes the row and the value of the first label out of
+        range, in place of an exception, and the call does not wait for the device. This batch and
+        all later ones then leave the state as it is, until the tensor is refilled with -1. Without
+        it the call waits. Not used on the CPU.
 
     Raises
     ------
@@ -254,8 +258,10 @@ def shift_rows(
 
     Parameters
     ----------
-    features, labels : as for `class_moments_`; every label a class or `ignore_index`.
-    pivots, out : (K, d) and (N, d), contiguous, float32, or float64 for float64 features.
+    features, labels
+        As for `class_moments_`; every label a class or `ignore_index`.
+    pivots, out
+        (K, d) and (N, d), contiguous, float32, or float64 for float64 features.
     """
     labels = labels.contiguous()
     arguments = (
@@ -276,8 +282,10 @@ def squared_distances(points: Tensor, center: Tensor | None = None) -> Tensor:
 
     Parameters
     ----------
-    points : (K, d) float64, contiguous.
-    center : (d,) float64; default: the origin.
+    points
+        (K, d) float64, contiguous.
+    center
+        (d,) float64; default: the origin.
     """
     center = None if center is None else center.contiguous()
     out = points.new_empty(points.shape[0])

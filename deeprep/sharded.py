@@ -32,8 +32,10 @@ def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScat
 
     Parameters
     ----------
-    scatter : state with ``full=False``, of at least R classes.
-    group : a torch.distributed group; default: all processes.
+    scatter
+        State with ``full=False``, of at least R classes.
+    group
+        A torch.distributed group; default: all processes.
 
     Raises
     ------
@@ -67,13 +69,19 @@ class ShardedClassScatter:
 
     Attributes
     ----------
-    share : the classes of this process, as a ClassScatter of their own; class k there is class
+    share
+        The classes of this process, as a ClassScatter of their own; class k there is class
         ``first_class + k``.
-    first_class : the number of its first class.
-    num_classes : K, of all processes together.
-    num_samples : N, of all processes together.
-    global_mean : (d,) float64, mu_G = (1/N) sum_k n_k mu_k over all classes.
-    trace_within : Tr Sigma_W = (1/N) sum_k sum_i |z_ki - mu_k|^2 over all classes.
+    first_class
+        The number of its first class.
+    num_classes
+        K, of all processes together.
+    num_samples
+        N, of all processes together.
+    global_mean
+        (d,) float64, mu_G = (1/N) sum_k n_k mu_k over all classes.
+    trace_within
+        Tr Sigma_W = (1/N) sum_k sum_i |z_ki - mu_k|^2 over all classes.
     """
 
     def __init__(self, share: ClassScatter, num_classes: int, ranks: Ranks) -> None:

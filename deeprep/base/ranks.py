@@ -20,9 +20,12 @@ class Ranks(NamedTuple):
 
     Attributes
     ----------
-    call : what they do together, for errors.
-    group : the torch.distributed group; None for all processes.
-    rank, size : the number of this process among them, and how many they are.
+    call
+        What they do together, for errors.
+    group
+        The torch.distributed group; None for all processes.
+    rank, size
+        The number of this process among them, and how many they are.
     """
 
     call: str

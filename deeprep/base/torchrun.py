@@ -58,7 +58,8 @@ def together(ranks: Ranks | None, action: Callable[[], T], *, in_turn: bool = Fa
 
     Parameters
     ----------
-    in_turn : first in one process of each machine, then in the others: a download is for all.
+    in_turn
+        First in one process of each machine, then in the others: a download is for all.
 
     Raises
     ------

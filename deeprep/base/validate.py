@@ -101,9 +101,12 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
 
     Parameters
     ----------
-    features : (N, d) torch tensor, NumPy array or DLPack object.
-    labels : (N,) integers, or one-hot rows (N, K), which become their class indices.
-    num_classes : K, where known, to check one-hot rows against.
+    features
+        (N, d) torch tensor, NumPy array or DLPack object.
+    labels
+        (N,) integers, or one-hot rows (N, K), which become their class indices.
+    num_classes
+        K, where known, to check one-hot rows against.
     """
     if isinstance(features, np.ndarray):
         features, labels = _flip_negative_rows(features, labels)

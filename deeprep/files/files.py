@@ -47,20 +47,27 @@ def class_scatter_of_files(
 
     Parameters
     ----------
-    features : (N, d) float64/32/16 or bfloat16: a .npy file in C order; a
-        .safetensors file, ``file.safetensors:name`` where it holds several arrays of two axes; a
-        directory or a glob of such files, in natural order. A .npy of JAX's bfloat16, which
-        NumPy stores as two-byte void, is read as bfloat16.
-    labels : (N,) of any integer type but uint64, in [0, K) or `ignore_index`, in files likewise,
-        which need not be cut at the same rows.
-    num_classes : K; default: the largest label + 1.
-    full : also accumulate the (d, d) pooled within-class scatter.
-    ignore_index : label of rows to skip.
-    batch_bytes : features and labels taken in at once, and about what is resident besides the
-        state; the last bits of the result depend on it, and on how the features are cut into files.
-        Each batch reads and writes the means of its classes: where K*d is so large that a batch has
-        few rows of a class, a larger one is faster.
-    progress : called with (rows done, N) after every batch.
+    features
+        (N, d) float64/32/16 or bfloat16: a .npy file in C order; a .safetensors file,
+        ``file.safetensors:name`` where it holds several arrays of two axes; a directory or a glob
+        of such files, in natural order. A .npy of JAX's bfloat16, which NumPy stores as two-byte
+        void, is read as bfloat16.
+    labels
+        (N,) of any integer type but uint64, in [0, K) or `ignore_index`, in files likewise, which
+        need not be cut at the same rows.
+    num_classes
+        K; default: the largest label + 1.
+    full
+        Also accumulate the (d, d) pooled within-class scatter.
+    ignore_index
+        Label of rows to skip.
+    batch_bytes
+        Features and labels taken in at once, and about what is resident besides the state; the last
+        bits of the result depend on it, and on how the features are cut into files. Each batch
+        reads and writes the means of its classes: where K*d is so large that a batch has few rows
+        of a class, a larger one is faster.
+    progress
+        Called with (rows done, N) after every batch.
 
     Returns
     -------

@@ -80,8 +80,10 @@ def map_side_by_side(
 
     Parameters
     ----------
-    pieces : of files, each of whole rows.
-    row_bytes, item_bytes : of a row, and of a number in it.
+    pieces
+        Of files, each of whole rows.
+    row_bytes, item_bytes
+        Of a row, and of a number in it.
 
     Returns
     -------

@@ -62,8 +62,10 @@ class ArrayFiles:
 
     Parameters
     ----------
-    argument : what messages call it: "features", which have two axes, or "labels", which have one.
-    source : a .npy file in C order; a .safetensors file, ``file.safetensors:name`` where it holds
+    argument
+        What messages call it: "features", which have two axes, or "labels", which have one.
+    source
+        A .npy file in C order; a .safetensors file, ``file.safetensors:name`` where it holds
         several arrays of so many axes; a directory or a glob of such files, in natural order
         (shard-2 before shard-10).
 

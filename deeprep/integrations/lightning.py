@@ -57,26 +57,38 @@ class LayerMetricsCallback(Callback):
 
     Parameters
     ----------
-    num_classes : K.
-    layers, reduce, full, ignore_index : see `deeprep.LayerProbe`.
-    on : "validation", or "train": there the weights change from batch to batch and dropout is on,
-        so that the statistics are of an epoch, not of one model.
-    every_n_epochs : measure the epochs 0, n, 2n, ...
-    max_batches : measure no more batches of an epoch than that, in each process.
-    loader : (inputs, labels) batches to measure at the end of each epoch of `on` instead, in eval
-        mode; each process takes its share of them, so they should be the same in all.
-    module : name of the submodule to measure, such as "model"; default: the only child that has
+    num_classes
+        K.
+    layers, reduce, full, ignore_index
+        See `deeprep.LayerProbe`.
+    on
+        "validation", or "train": there the weights change from batch to batch and dropout is on, so
+        that the statistics are of an epoch, not of one model.
+    every_n_epochs
+        Measure the epochs 0, n, 2n, ...
+    max_batches
+        Measure no more batches of an epoch than that, in each process.
+    loader
+        (inputs, labels) batches to measure at the end of each epoch of `on` instead, in eval mode;
+        each process takes its share of them, so they should be the same in all.
+    module
+        Name of the submodule to measure, such as "model"; default: the only child that has
         parameters or, where there are several, the LightningModule itself. It must be called as a
         whole for its input to be measured as layer 0.
-    labels_of : batch -> labels; default: the second of a pair, or what a mapping holds as "labels"
-        or "label".
-    metrics : what to measure and log, see `deeprep.LayerReport.from_scatters`.
-    prefix : put before the names that are logged: to tell several callbacks apart.
-    **report_options : of `deeprep.LayerReport.from_scatters`, such as ``weighting="prior"``.
+    labels_of
+        Batch -> labels; default: the second of a pair, or what a mapping holds as "labels" or
+        "label".
+    metrics
+        What to measure and log, see `deeprep.LayerReport.from_scatters`.
+    prefix
+        Put before the names that are logged: to tell several callbacks apart.
+    **report_options
+        Of `deeprep.LayerReport.from_scatters`, such as ``weighting="prior"``.
 
     Attributes
     ----------
-    reports : dict of epoch -> LayerReport; goes into checkpoints and comes back from them.
+    reports
+        Dict of epoch -> LayerReport; goes into checkpoints and comes back from them.
 
     Raises
     ------

@@ -41,15 +41,21 @@ class ClassScatterMetric(Metric):
 
     Parameters
     ----------
-    num_classes : K.
-    num_features : d, to be checked; default: that of the first batch after a `reset`.
-    metrics : what `compute` returns: names in `deeprep.metrics`, among compression, discrimination,
-        cdnv, equinorm, equiangularity, etf_error and gnc2, and with ``full=True`` nc1,
-        numerical_rank, effective_rank, stable_rank and rankme; or a mapping of any names to
-        functions of a ClassScatter. One name alone, as a string, makes `compute` return one tensor.
-    full : also accumulate the (d, d) pooled within-class scatter.
-    ignore_index : label of rows to skip.
-    **kwargs : of `torchmetrics.Metric`, but for `dist_sync_fn`.
+    num_classes
+        K.
+    num_features
+        D, to be checked; default: that of the first batch after a `reset`.
+    metrics
+        What `compute` returns: names in `deeprep.metrics`, among compression, discrimination, cdnv,
+        equinorm, equiangularity, etf_error and gnc2, and with ``full=True`` nc1, numerical_rank,
+        effective_rank, stable_rank and rankme; or a mapping of any names to functions of a
+        ClassScatter. One name alone, as a string, makes `compute` return one tensor.
+    full
+        Also accumulate the (d, d) pooled within-class scatter.
+    ignore_index
+        Label of rows to skip.
+    **kwargs
+        Of `torchmetrics.Metric`, but for `dist_sync_fn`.
 
     Raises
     ------

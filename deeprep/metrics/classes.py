@@ -19,14 +19,22 @@ class PerClass(NamedTuple):
 
     Attributes
     ----------
-    counts : int64, n_k.
-    variance : v_k = sum_i |z_ki - mu_k|^2 / n_k.
-    mean_norm : |mu_k|.
-    centered_norm : |mu_k - mu_G|.
-    compression : v_k / Tr Sigma_B; their average, weighted by n_k, is the layer's compression.
-    nearest : int64, the class k' != k with the largest cos(mu_k, mu_k').
-    cosine : that cosine; the least 1 - cosine is the layer's discrimination.
-    cdnv : mean over k' != k of (v_k + v_k') / (2 |mu_k - mu_k'|^2).
+    counts
+        Int64, n_k.
+    variance
+        V_k = sum_i |z_ki - mu_k|^2 / n_k.
+    mean_norm
+        |mu_k|.
+    centered_norm
+        |mu_k - mu_G|.
+    compression
+        V_k / Tr Sigma_B; their average, weighted by n_k, is the layer's compression.
+    nearest
+        Int64, the class k' != k with the largest cos(mu_k, mu_k').
+    cosine
+        That cosine; the least 1 - cosine is the layer's discrimination.
+    cdnv
+        Mean over k' != k of (v_k + v_k') / (2 |mu_k - mu_k'|^2).
     """
 
     counts: Tensor

@@ -26,10 +26,13 @@ def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
 
     Parameters
     ----------
-    s : state of these features, or of others that mu_k is to come from.
-    features : (N, d), float64/32/16 or bfloat16, on the device of the state, or a NumPy array.
-    labels : (N,) int32/int64. Rows labelled ``s.ignore_index``, and those of classes without
-        samples in ``s``, do not count; nor do pairs (k, k') without rows of class k.
+    s
+        State of these features, or of others that mu_k is to come from.
+    features
+        (N, d), float64/32/16 or bfloat16, on the device of the state, or a NumPy array.
+    labels
+        (N,) int32/int64. Rows labelled ``s.ignore_index``, and those of classes without samples in
+        ``s``, do not count; nor do pairs (k, k') without rows of class k.
 
     Returns
     -------
@@ -91,8 +94,10 @@ class DirectionalSpread:
 
     Attributes
     ----------
-    origin : (d,) what to subtract from rows before `update`: mu_G.
-    sums, counts : (P,) float64 and int64, over the rows of each of the P classes with samples.
+    origin
+        (d,) what to subtract from rows before `update`: mu_G.
+    sums, counts
+        (P,) float64 and int64, over the rows of each of the P classes with samples.
     """
 
     def __init__(self, s: ClassScatter) -> None:

@@ -37,8 +37,10 @@ def jackknife(
 
     Parameters
     ----------
-    s : at least three classes with samples.
-    weighting, corrected : as for `deeprep.compression`.
+    s
+        At least three classes with samples.
+    weighting, corrected
+        As for `deeprep.compression`.
 
     Raises
     ------

@@ -202,11 +202,15 @@ def class_ranks(
 
     Parameters
     ----------
-    s : the state of these features.
-    features, labels : (N, d) and (N,), as for `ClassScatter.update`.
-    centered : take z_ki - mu_k, the spread of the class, for z_ki, whose largest singular value
-        often is the mean's.
-    threshold : of :func:`numerical_rank`.
+    s
+        The state of these features.
+    features, labels
+        (N, d) and (N,), as for `ClassScatter.update`.
+    centered
+        Take z_ki - mu_k, the spread of the class, for z_ki, whose largest singular value often is
+        the mean's.
+    threshold
+        Of :func:`numerical_rank`.
 
     Returns
     -------

@@ -84,8 +84,10 @@ def log_axis(axes: Axes, values: Iterable[float]) -> None:
 
     Parameters
     ----------
-    axes : whose y axis it is.
-    values : what is drawn.
+    axes
+        Whose y axis it is.
+    values
+        What is drawn.
     """
     axes.set_yscale("log")
     logs = [math.log10(value) for value in values]

@@ -33,8 +33,10 @@ def compare(
 
     Parameters
     ----------
-    reports : name -> report, or (name, report) pairs; at least one.
-    path : where to write the figure, atomically; its suffix chooses the format. None: nowhere.
+    reports
+        Name -> report, or (name, report) pairs; at least one.
+    path
+        Where to write the figure, atomically; its suffix chooses the format. None: nowhere.
 
     Raises
     ------

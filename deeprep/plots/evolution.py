@@ -52,8 +52,10 @@ def plot_evolution(
 
     Parameters
     ----------
-    reports : (epoch, report) of the same layers, in order of epochs.
-    path : of the figure; its suffix chooses the format.
+    reports
+        (epoch, report) of the same layers, in order of epochs.
+    path
+        Of the figure; its suffix chooses the format.
 
     Raises
     ------

@@ -47,8 +47,10 @@ def plot_report(report: LayerReport, path: str | Path | None = None) -> Figure:
 
     Parameters
     ----------
-    report : of any number of layers and classes.
-    path : where to write the figure, atomically; its suffix chooses the format. None: nowhere.
+    report
+        Of any number of layers and classes.
+    path
+        Where to write the figure, atomically; its suffix chooses the format. None: nowhere.
 
     Raises
     ------

@@ -41,9 +41,11 @@ class LayerHooks:
 
     Parameters
     ----------
-    model, layers, reduce, num_classes, ignore_index : see `LayerProbe`.
-    consume : called with (layer, features (n, d), labels (n,)), once or more for each layer of a
-        batch, without gradients; what it is given lives no longer than the call.
+    model, layers, reduce, num_classes, ignore_index
+        See `LayerProbe`.
+    consume
+        Called with (layer, features (n, d), labels (n,)), once or more for each layer of a batch,
+        without gradients; what it is given lives no longer than the call.
     """
 
     def __init__(

@@ -42,15 +42,19 @@ class LayerProbe:
 
     Parameters
     ----------
-    model : any torch module. Of DataParallel, DistributedDataParallel and torch.compile the module
+    model
+        Any torch module. Of DataParallel, DistributedDataParallel and torch.compile the module
         inside is run, eagerly, and names are its own; FSDP modules run as they are, and so need the
         same number of batches on every rank. While a batch is measured, compiled code and PyTorch's
         fused transformer layers are not used: neither calls hooks.
-    num_classes : K.
-    layers : names, globs or types of modules; None or "auto" chooses (see `automatic_layers` in
+    num_classes
+        K.
+    layers
+        Names, globs or types of modules; None or "auto" chooses (see `automatic_layers` in
         deeprep/probe/layers.py): blocks of a deep model, the layers of a plain stack.
-    reduce : how outputs become rows, for all layers or as a mapping of globs of layer names to one
-        of these, the first match counting and "flatten" holding for the rest:
+    reduce
+        How outputs become rows, for all layers or as a mapping of globs of layer names to one of
+        these, the first match counting and "flatten" holding for the rest:
 
         - "flatten": every number of the sample (a channels_last map is copied, in parts);
         - "mean": over the tokens of (N, T, C), where the mask holds if there is one; over all but
@@ -63,13 +67,16 @@ class LayerProbe:
 
         Outputs (N, d) pass the named ones unchanged. Layer 0 follows a mapping, "tokens", and where
         it is a sequence of embeddings any of them; an image or a vector is otherwise flattened.
-    full : also accumulate d x d scatters, for NC1, ranks and the least-squares probe; "auto" does
-        so for d <= 2048.
-    ignore_index : label of samples to skip.
+    full
+        Also accumulate d x d scatters, for NC1, ranks and the least-squares probe; "auto" does so
+        for d <= 2048.
+    ignore_index
+        Label of samples to skip.
 
     Attributes
     ----------
-    scatters : dict of layer name -> ClassScatter.
+    scatters
+        Dict of layer name -> ClassScatter.
 
     Raises
     ------
@@ -126,11 +133,14 @@ class LayerProbe:
 
         Parameters
         ----------
-        inputs : a tensor, a tuple or list of arguments, or a mapping of named ones; tensors are
-            moved to the device of the model's first parameter.
-        labels : int32/int64 (N,) in [0, K) or `ignore_index`; for "tokens" also one a position.
-        mask : (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of
-            a mapping. A sample without a token is skipped.
+        inputs
+            A tensor, a tuple or list of arguments, or a mapping of named ones; tensors are moved to
+            the device of the model's first parameter.
+        labels
+            int32/int64 (N,) in [0, K) or `ignore_index`; for "tokens" also one a position.
+        mask
+            (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of a
+            mapping. A sample without a token is skipped.
         """
         return self._hooks.run(inputs, labels, mask)
 
@@ -218,26 +228,39 @@ def analyze(
 
     Parameters
     ----------
-    model : any torch module, see `LayerProbe`.
-    loader : (inputs, labels) batches, inputs being a tensor, a tuple of arguments or a mapping of
-        named ones; or mappings that hold "labels" or "label" besides. Iterated twice for
-        `accuracy`. Tensors are moved to the model's device.
-    num_classes : K.
-    layers, reduce, ignore_index : see `LayerProbe`.
-    full : also the d x d scatter of every layer (of d <= 2048 where "auto"), for NC1, ranks and,
-        with `accuracy`, the least-squares probe.
-    accuracy : also report the training accuracy of the nearest class mean and of the least-squares
-        probe, and the directional CDNV: one more forward pass.
-    weighting : of Sigma_B's classes, "uniform" (the paper's) or "prior".
-    corrected : take off Sigma_B what its estimate from finite samples adds, see
+    model
+        Any torch module, see `LayerProbe`.
+    loader
+        (inputs, labels) batches, inputs being a tensor, a tuple of arguments or a mapping of named
+        ones; or mappings that hold "labels" or "label" besides. Iterated twice for `accuracy`.
+        Tensors are moved to the model's device.
+    num_classes
+        K.
+    layers, reduce, ignore_index
+        See `LayerProbe`.
+    full
+        Also the d x d scatter of every layer (of d <= 2048 where "auto"), for NC1, ranks and, with
+        `accuracy`, the least-squares probe.
+    accuracy
+        Also report the training accuracy of the nearest class mean and of the least-squares probe,
+        and the directional CDNV: one more forward pass.
+    weighting
+        Of Sigma_B's classes, "uniform" (the paper's) or "prior".
+    corrected
+        Take off Sigma_B what its estimate from finite samples adds, see
         `ClassScatter.trace_between`.
-    jackknife : also standard errors, by leaving out one class at a time.
-    class_names : K names, for tables and figures.
-    metrics : which metrics of the states to compute, see `LayerReport.from_scatters`.
-    all_reduce : measure the data of all processes of the torch.distributed `group`, each giving its
-        share; every one gets the same report.
-    progress : show a bar on stderr if that is a terminal; or a function called after each batch
-        with the number of batches done and their total, None where unknown.
+    jackknife
+        Also standard errors, by leaving out one class at a time.
+    class_names
+        K names, for tables and figures.
+    metrics
+        Which metrics of the states to compute, see `LayerReport.from_scatters`.
+    all_reduce
+        Measure the data of all processes of the torch.distributed `group`, each giving its share;
+        every one gets the same report.
+    progress
+        Show a bar on stderr if that is a terminal; or a function called after each batch with the
+        number of batches done and their total, None where unknown.
 
     Returns
     -------

@@ -68,9 +68,11 @@ def select_layers(
 
     Parameters
     ----------
-    model : any module.
-    layers : names, shell-style globs ("blocks.*") or module types, one or several; None or "auto"
-        for `automatic_layers`.
+    model
+        Any module.
+    layers
+        Names, shell-style globs ("blocks.*") or module types, one or several; None or "auto" for
+        `automatic_layers`.
 
     Raises
     ------

@@ -61,9 +61,12 @@ class BatchLabels:
 
     Parameters
     ----------
-    labels : (N,), or one for each position of a sample: (N, T), (N, H, W).
-    mask : (N, T) bool or integer, nonzero where there is a token; None: everywhere.
-    ignore_index : label that samples without a token, and positions without one, are given.
+    labels
+        (N,), or one for each position of a sample: (N, T), (N, H, W).
+    mask
+        (N, T) bool or integer, nonzero where there is a token; None: everywhere.
+    ignore_index
+        Label that samples without a token, and positions without one, are given.
 
     Raises
     ------
@@ -162,9 +165,11 @@ def feature_tensor(output: Any, num_samples: int) -> Tensor:
 
     Parameters
     ----------
-    output : a tensor, or a tuple, list, mapping or dataclass that holds some, at any depth;
+    output
+        A tensor, or a tuple, list, mapping or dataclass that holds some, at any depth;
         `last_hidden_state` of a mapping comes first. Quantised tensors are dequantised.
-    num_samples : N.
+    num_samples
+        N.
 
     Raises
     ------

@@ -37,7 +37,8 @@ class Scores:
 
     Parameters
     ----------
-    scatters : layer name -> finished ClassScatter, merged over all processes where there are many.
+    scatters
+        Layer name -> finished ClassScatter, merged over all processes where there are many.
 
     Examples
     --------

@@ -77,15 +77,22 @@ class LayerReport:
 
         Parameters
         ----------
-        scatters : layer name -> ClassScatter, in order of depth, at least one.
-        scores : layer name -> accuracies and directional CDNV, which need a second pass.
-        weighting : "uniform" or "prior", see `ClassScatter.trace_between`.
-        corrected : correct Tr Sigma_B for few samples a class, see `metrics.compression`.
-        jackknife : also standard errors over classes, see `metrics.jackknife`.
-        class_names : (K,) names to show in place of numbers.
-        metrics : names of `LayerMetrics` to have besides compression and discrimination. "auto" is
-            all that the states allow: nc1 and the ranks need ``full=True``; what visits all pairs
-            of classes anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a word in
+        scatters
+            Layer name -> ClassScatter, in order of depth, at least one.
+        scores
+            Layer name -> accuracies and directional CDNV, which need a second pass.
+        weighting
+            "uniform" or "prior", see `ClassScatter.trace_between`.
+        corrected
+            Correct Tr Sigma_B for few samples a class, see `metrics.compression`.
+        jackknife
+            Also standard errors over classes, see `metrics.jackknife`.
+        class_names
+            (K,) names to show in place of numbers.
+        metrics
+            Names of `LayerMetrics` to have besides compression and discrimination. "auto" is all
+            that the states allow: nc1 and the ranks need ``full=True``; what visits all pairs of
+            classes anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a word in
             `warnings`, where K^2 d is above 2e10.
 
         Raises
@@ -162,8 +169,10 @@ class LayerReport:
 
         Parameters
         ----------
-        layer : index of the layer; negative ones count from the last.
-        count : how many pairs at most; a report holds all of 64 classes, the first 50 of more.
+        layer
+            Index of the layer; negative ones count from the last.
+        count
+            How many pairs at most; a report holds all of 64 classes, the first 50 of more.
 
         Returns
         -------
@@ -219,7 +228,8 @@ class LayerReport:
 
         Parameters
         ----------
-        path : where to write it, atomically; its suffix chooses the format. None writes nothing.
+        path
+            Where to write it, atomically; its suffix chooses the format. None writes nothing.
 
         Raises
         ------

@@ -82,8 +82,10 @@ def all_reduce_layers(
 
     Parameters
     ----------
-    scatters : layer -> state. States are changed in place, the dict is not.
-    group : a torch.distributed group; default: all processes.
+    scatters
+        Layer -> state. States are changed in place, the dict is not.
+    group
+        A torch.distributed group; default: all processes.
 
     Returns
     -------

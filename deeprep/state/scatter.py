@@ -33,11 +33,15 @@ class ClassScatter(Statistics):
 
     Parameters
     ----------
-    num_classes, num_features : K and d, at least 1.
-    full : also accumulate S, which nc1, the ranks and the linear probe need.
-    device : where the state lives, the CPU by default, and where features must be; a CUDA state
-        takes features in host memory too and streams them there.
-    ignore_index : label of rows to skip.
+    num_classes, num_features
+        K and d, at least 1.
+    full
+        Also accumulate S, which nc1, the ranks and the linear probe need.
+    device
+        Where the state lives, the CPU by default, and where features must be; a CUDA state takes
+        features in host memory too and streams them there.
+    ignore_index
+        Label of rows to skip.
 
     Raises
     ------
@@ -83,9 +87,11 @@ class ClassScatter(Statistics):
 
         Parameters
         ----------
-        features : torch tensor, NumPy array or DLPack object, float64/32/16 or bfloat16, any
-            strides; read in place.
-        labels : int32/int64 in [0, K) or `ignore_index`; or one-hot rows. Where features are.
+        features
+            torch tensor, NumPy array or DLPack object, float64/32/16 or bfloat16, any strides; read
+            in place.
+        labels
+            int32/int64 in [0, K) or `ignore_index`; or one-hot rows. Where features are.
 
         Raises
         ------
@@ -305,14 +311,20 @@ def class_scatter(
 
     Parameters
     ----------
-    features : (N, d) torch tensor, NumPy array or DLPack object; float64/32/16 or bfloat16, any
-        strides, read in place.
-    labels : (N,) int32/int64 in [0, K) or `ignore_index`; or one-hot rows (N, K).
-    num_classes : K; default: the largest label + 1 (or the width of one-hot rows).
-    full : also accumulate the (d, d) pooled within-class scatter.
-    ignore_index : label of rows to skip.
-    device : where to compute; default: where the features are. A CUDA device streams features that
-        are in host memory.
+    features
+        (N, d) torch tensor, NumPy array or DLPack object; float64/32/16 or bfloat16, any strides,
+        read in place.
+    labels
+        (N,) int32/int64 in [0, K) or `ignore_index`; or one-hot rows (N, K).
+    num_classes
+        K; default: the largest label + 1 (or the width of one-hot rows).
+    full
+        Also accumulate the (d, d) pooled within-class scatter.
+    ignore_index
+        Label of rows to skip.
+    device
+        Where to compute; default: where the features are. A CUDA device streams features that are
+        in host memory.
 
     Returns
     -------

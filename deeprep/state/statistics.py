@@ -181,8 +181,10 @@ class Statistics:
 
         Parameters
         ----------
-        weighting : "uniform" for w_k = 1/K (the paper's), "prior" for w_k = n_k/N.
-        corrected : subtract what the finite samples add.
+        weighting
+            "uniform" for w_k = 1/K (the paper's), "prior" for w_k = n_k/N.
+        corrected
+            Subtract what the finite samples add.
 
         Raises
         ------
