@@ -24,15 +24,15 @@ class UndefinedStatisticError(ValueError):
 
 
 def require(name: str, value: Any, holds: bool, wanted: str) -> None:
-    """Raise a ValueError that names an argument, what it must be and what it is, unless it holds.
+    """Raise a ValueError that names an argument, what it is and what was expected, unless it holds.
 
     >>> require("depth", 1, False, ">= 2")
     Traceback (most recent call last):
         ...
-    ValueError: depth must be >= 2, got 1
+    ValueError: depth is 1, expected >= 2
     """
     if not holds:
-        raise ValueError(f"{name} must be {wanted}, got {value}")
+        raise ValueError(f"{name} is {value}, expected {wanted}")
 
 
 def check_positive(name: str, value: int) -> int:

@@ -266,13 +266,13 @@ class Analyze:
         module = build_model(settings.model, own.input_shape, own.num_classes)
         samples = own if self.data is None else self._samples()
         if isinstance(samples, TextData):
-            raise ValueError(f"data must be images or vectors for a run, got {self.data}")
+            raise ValueError(f"data is {self.data}, expected images or vectors for a run")
         return samples, LoadedModel(self.model, module, own.num_classes)
 
     def _samples(self) -> Data | TextData:
         if self.data is None:
             wanted = f"{', '.join(get_args(DatasetName))}, or a text file"
-            raise ValueError(f"data must be given: {wanted}")
+            raise ValueError(f"data is left out, expected {wanted}")
         if Path(self.data).suffix.lower() in TEXT_SUFFIXES:
             return load_text(
                 Path(self.data).expanduser(),

@@ -105,7 +105,7 @@ def load_data(
     """
     if name == "orthogonal":
         if classes is not None and len(classes) != 1:
-            raise ValueError(f"classes must be one number for orthogonal data, got {classes}")
+            raise ValueError(f"classes is {classes}, expected one number for orthogonal data")
         num_classes = classes[0] if classes else 3
         return orthogonal(num_classes, samples_per_class or 10, dimension, noise, seed)
     readers: dict[str, Callable[[], RawData]] = {
@@ -117,7 +117,7 @@ def load_data(
         "image-folder": lambda: load_image_folder(data_dir, image_size),
     }
     if name not in readers:
-        raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
+        raise ValueError(f"name is {name!r}, expected one of {', '.join(get_args(DatasetName))}")
     data = select(readers[name](), name, classes, samples_per_class, seed)
     return standardize(data, _CHANNEL_STATISTICS.get(name)) if normalize else data
 

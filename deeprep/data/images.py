@@ -42,11 +42,11 @@ def load_image_folder(data_dir: Path | None, image_size: int) -> RawData:
         Data_dir does not exist or has no class folders with images in them.
     """
     if data_dir is None:
-        raise ValueError("data_dir must be given for image-folder, got None")
+        raise ValueError("data_dir is None, expected the folder of an image-folder")
     if image_size < 1:
-        raise ValueError(f"image_size must be >= 1, got {image_size}")
+        raise ValueError(f"image_size is {image_size}, expected >= 1")
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"data_dir must be an existing folder, got {data_dir}")
+        raise FileNotFoundError(f"data_dir is {data_dir}, expected an existing folder")
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 

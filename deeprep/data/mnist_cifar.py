@@ -84,7 +84,7 @@ def load_idx(
     images, labels = (read_idx(_plain_or_gz(folder, file)) for file in _IDX_FILES)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         shapes = f"{images.shape} and {labels.shape}"
-        raise ValueError(f"{folder} must hold images (N, H, W) and labels (N,), got {shapes}")
+        raise ValueError(f"{folder} holds {shapes}, expected images (N, H, W) and labels (N,)")
     pixels = torch.from_numpy(images).unsqueeze(1)
     targets = torch.from_numpy(labels).long()
     return RawData(targets, _CLASS_NAMES[name], lambda i: pixels[i].float().div(255))
@@ -137,14 +137,14 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         with opener(path, "rb") as file:
             content: bytes = file.read()
     except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} must be a complete gzip file, got {error}") from error
+        raise ValueError(f"{path} is damaged ({error}), expected a complete gzip file") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} must be an IDX file of bytes, got one starting {content[:4]!r}")
+        raise ValueError(f"{path} starts with {content[:4]!r}, expected an IDX file of bytes")
     start = 4 + 4 * content[3]
     shape = tuple(int(length) for length in np.frombuffer(content[4:start], ">i4"))
     values = np.frombuffer(content, np.uint8, offset=start).copy()  # else read-only: torch warns
     if len(values) != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path} must hold {shape} values, got {len(values)} of them")
+        raise ValueError(f"{path} holds {len(values)} values, expected {shape}")
     return np.reshape(values, shape)
 
 

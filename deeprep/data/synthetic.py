@@ -55,13 +55,13 @@ def orthogonal(
     """
     num_samples = num_classes * samples_per_class
     if num_classes < 2:
-        raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+        raise ValueError(f"num_classes is {num_classes}, expected >= 2")
     if samples_per_class < 1:
-        raise ValueError(f"samples_per_class must be >= 1, got {samples_per_class}")
+        raise ValueError(f"samples_per_class is {samples_per_class}, expected >= 1")
     if dimension < num_samples:
-        raise ValueError(f"dimension must be at least the {num_samples} samples, got {dimension}")
+        raise ValueError(f"dimension is {dimension}, expected at least the {num_samples} samples")
     if noise < 0:
-        raise ValueError(f"noise must be >= 0, got {noise}")
+        raise ValueError(f"noise is {noise}, expected >= 0")
     generator = torch.Generator().manual_seed(seed)
 
     def gaussian(*shape: int) -> torch.Tensor:

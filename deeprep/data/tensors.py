@@ -92,11 +92,11 @@ def select(
     if classes is not None and len(wanted) == 1:
         if wanted[0] > len(raw.class_names):
             most = len(raw.class_names)
-            raise ValueError(f"classes must be at most {most} for {name}, got {wanted[0]}")
+            raise ValueError(f"classes is {wanted[0]}, expected at most {most} for {name}")
         wanted = list(range(wanted[0]))
     if not all(0 <= label < len(raw.class_names) for label in wanted):
         known = f"in 0..{len(raw.class_names) - 1} for {name}"
-        raise ValueError(f"classes must be {known}, got {wanted}")
+        raise ValueError(f"classes is {wanted}, expected {known}")
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for label in wanted:
@@ -104,8 +104,9 @@ def select(
         if samples_per_class is not None:
             if len(indices) < samples_per_class:
                 raise ValueError(
-                    f"samples_per_class must be at most {len(indices)}, the samples that {name} "
-                    f"has of class {raw.class_names[label]!r}, got {samples_per_class}"
+                    f"samples_per_class is {samples_per_class}, expected at most "
+                    f"{len(indices)}, the samples that {name} has of class "
+                    f"{raw.class_names[label]!r}"
                 )
             indices = indices[torch.randperm(len(indices), generator=generator)[:samples_per_class]]
         parts.append(indices)
@@ -192,9 +193,9 @@ class Batches:
     ) -> None:
         if len(inputs) != len(labels) or len(labels) == 0:
             lengths = f"{len(inputs)} and {len(labels)}"
-            raise ValueError(f"inputs and labels must have one length >= 1, got {lengths}")
+            raise ValueError(f"inputs and labels have lengths {lengths}, expected one length >= 1")
         if batch_size < 0:
-            raise ValueError(f"batch_size must be >= 0, got {batch_size}")
+            raise ValueError(f"batch_size is {batch_size}, expected >= 0")
         self.inputs = inputs
         self.labels = labels
         self.batch_size = batch_size or len(labels)

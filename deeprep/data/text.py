@@ -97,7 +97,7 @@ def load_text(
     """
     path = Path(path)
     if path.suffix.lower() not in TEXT_SUFFIXES:
-        raise ValueError(f"data {path} must be one of {', '.join(TEXT_SUFFIXES)}")
+        raise ValueError(f"data is {path}, expected one of {', '.join(TEXT_SUFFIXES)}")
     if not path.is_file():
         raise FileNotFoundError(f"data {path} is no file")
     content = _decode(path)

@@ -41,6 +41,6 @@ def load_experiment(name: str) -> "Experiment":
     'fig4a'
     """
     if name not in EXPERIMENTS:
-        raise ValueError(f"name must be one of {', '.join(EXPERIMENTS)}, got {name}")
+        raise ValueError(f"name is {name}, expected one of {', '.join(EXPERIMENTS)}")
     experiment: Experiment = import_module(EXPERIMENTS[name]).EXPERIMENT
     return experiment

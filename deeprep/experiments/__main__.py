@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if command.seeds is not None and command.seeds < 1:
-            raise ValueError(f"seeds must be >= 1, got {command.seeds}")
+            raise ValueError(f"seeds is {command.seeds}, expected >= 1")
         names = list(EXPERIMENTS) if "all" in command.names else dict.fromkeys(command.names)
         experiments = [load_experiment(name) for name in names]
         if command.data and not any(experiment.takes_data for experiment in experiments):

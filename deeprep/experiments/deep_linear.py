@@ -195,7 +195,7 @@ def train_reduced(
         Shapes that differ: data or weights of another rank.
     """
     shapes = {tuple(tuple(weight.shape) for weight in each.weights) for each in networks}
-    require("networks", f"of {len(shapes)} shapes", len(shapes) == 1, "of one shape")
+    require("networks", f"{len(shapes)} shapes", len(shapes) == 1, "one shape")
     stacks = zip(*(network.weights for network in networks), strict=True)
     weights = [torch.stack(same).to(device) for same in stacks]
     inputs = torch.stack([network.inputs for network in networks]).to(device)

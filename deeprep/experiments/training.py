@@ -57,7 +57,7 @@ def train_network(settings: Settings, *, resume: bool) -> RunDirectory:
         A signal stopped the run, which can be resumed.
     """
     if settings.run.name is None:
-        raise ValueError("settings.run.name must be the name of the run, got None")
+        raise ValueError("settings.run.name is None, expected the name of the run")
     path = settings.run.runs_dir / settings.run.name
     start: Settings | RunDirectory = settings
     if (path / "config.json").is_file() and (resume or path.resolve() in _TRAINED_HERE):
@@ -129,11 +129,11 @@ def layer_features(
     """
     settings, checkpoint = directory.settings(), directory.load_checkpoint()
     if checkpoint is None:
-        raise ValueError(f"directory must be of a run with a checkpoint, got {directory.path}")
+        raise ValueError(f"directory is {directory.path}, expected that of a run with a checkpoint")
     data = load_configured_data(settings.data, settings.run.seed)
     job = prepare(settings, data, device, None)
     if not isinstance(job.model, LayerStack):
-        raise TypeError(f"arch must be linear, mlp or hybrid, got {settings.model.arch}")
+        raise TypeError(f"arch is {settings.model.arch}, expected linear, mlp or hybrid")
     job.model.load_state_dict(checkpoint.model)
     each = [(data.labels == k).nonzero().flatten() for k in range(data.num_classes)]
     rows = torch.cat([found[:samples_per_class] for found in each]).to(device)

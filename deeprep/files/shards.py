@@ -208,7 +208,7 @@ def _paths(argument: str, source: str) -> list[tuple[Path, str | None]]:
         raise FileNotFoundError(f"{argument} {source} {missing}")
     for each in found:
         if not each.endswith(_SUFFIXES):
-            raise ValueError(f"{argument} {each} must be a .npy or a .safetensors file")
+            raise ValueError(f"{argument} is {each}, expected a .npy or a .safetensors file")
     return [(Path(each), tensor) for each in sorted(found, key=natural_order)]
 
 

@@ -84,7 +84,7 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     1.0
     """
     if not (ridge >= 0.0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge must be a finite number >= 0, found {ridge}")
+        raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
     class_means.require_classes(s, "probe", at_least=1)
     pooled = s.pooled_scatter
     if not class_means.is_finite(s, "probe", pooled):

@@ -36,8 +36,8 @@ def check_architecture(name: str) -> None:
     >>> check_architecture("resnt18")
     Traceback (most recent call last):
         ...
-    ValueError: arch must be linear, mlp, hybrid or a torchvision classifier, got 'resnt18'; \
-did you mean resnet18, resnet152, resnet101?
+    ValueError: arch is 'resnt18', expected linear, mlp, hybrid or a torchvision \
+classifier; did you mean resnet18, resnet152, resnet101?
     """
     if name in STACKS:
         return
@@ -46,7 +46,7 @@ did you mean resnet18, resnet152, resnet101?
         close = difflib.get_close_matches(name, names)
         hint = f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
         wanted = f"{', '.join(STACKS)} or a torchvision classifier"
-        raise ValueError(f"arch must be {wanted}, got {name!r}{hint}")
+        raise ValueError(f"arch is {name!r}, expected {wanted}{hint}")
 
 
 def build_model(

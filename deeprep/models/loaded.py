@@ -116,10 +116,10 @@ def is_ours(error: BaseException) -> bool:
 def check_images(name: str, input_shape: tuple[int, ...] | None, channels: int) -> None:
     """Check that samples of this shape, None for sentences, are images that a model takes."""
     if input_shape is None:
-        raise ValueError(f"data must be images for model {name}, got sentences")
+        raise ValueError(f"data holds sentences, expected images for model {name}")
     if len(input_shape) != 3 or input_shape[0] not in (1, channels):
         wanted = f"images (channels, height, width) with 1 or {channels} channels"
-        raise ValueError(f"data must be {wanted} for model {name}, got samples of {input_shape}")
+        raise ValueError(f"data has samples of {input_shape}, expected {wanted} for model {name}")
 
 
 def import_extra(package: str, whose: str) -> Any:

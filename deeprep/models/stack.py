@@ -82,13 +82,13 @@ class LayerStack(nn.Module):
         super().__init__()
         if depth < 2:
             raise ValueError(
-                f"depth must be >= 2 (one hidden layer and the classifier), got {depth}"
+                f"depth is {depth}, expected >= 2 (one hidden layer and the classifier)"
             )
         if not 0 <= linear_layers <= depth - 1:
             wanted = f"between 0 and depth - 1 = {depth - 1}"
-            raise ValueError(f"linear_layers must be {wanted}, got {linear_layers}")
+            raise ValueError(f"linear_layers is {linear_layers}, expected {wanted}")
         if width < 1:
-            raise ValueError(f"width must be >= 1, got {width}")
+            raise ValueError(f"width is {width}, expected >= 1")
         self.probe_layers = [f"layer{index}" for index in range(1, depth)]
         num_features = math.prod(input_shape)
         for index, name in enumerate(self.probe_layers):
@@ -166,6 +166,6 @@ def initialize(linear: nn.Linear, init: Init, scale: float) -> None:
     elif init == "identity":
         nn.init.eye_(linear.weight).mul_(scale)
     else:
-        raise ValueError(f"init must be orthogonal, gaussian or identity, got {init!r}")
+        raise ValueError(f"init is {init!r}, expected orthogonal, gaussian or identity")
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

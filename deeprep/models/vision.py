@@ -110,8 +110,9 @@ class VisionModel(FittedImages):
     def __init__(self, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
         if len(input_shape) != 3 or input_shape[0] not in (1, 3):
             raise ValueError(
-                f"arch {name} takes images (channels, height, width) with 1 or 3 channels, got "
-                f"samples of shape {tuple(input_shape)}; for these choose linear, mlp or hybrid"
+                f"data has samples of shape {tuple(input_shape)}, expected images (channels, "
+                f"height, width) with 1 or 3 channels for arch {name}; for others choose linear, "
+                "mlp or hybrid"
             )
         from torchvision import models
 

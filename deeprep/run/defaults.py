@@ -179,24 +179,24 @@ def _check_applicable(settings: Settings) -> None:
         for name in (*_STACK_FIELDS, "batch_norm", "bias"):
             given = getattr(model, name)
             unset = given == getattr(default, name)
-            require(name, given, unset, f"left out: it has no meaning for arch {model.arch}")
+            require(name, given, unset, f"it left out: it has no meaning for arch {model.arch}")
     if model.arch in ("linear", "mlp"):
         unset = model.linear_layers is None
-        require("linear_layers", model.linear_layers, unset, "left out unless arch is hybrid")
+        require("linear_layers", model.linear_layers, unset, "it left out unless arch is hybrid")
     if model.init == "default":
         unset = model.init_scale is None
-        require("init_scale", model.init_scale, unset, "left out when init is default")
+        require("init_scale", model.init_scale, unset, "it left out when init is default")
     if optimization.optimizer == "adam":
         unset = optimization.momentum is None
-        require("momentum", optimization.momentum, unset, "left out when optimizer is adam")
+        require("momentum", optimization.momentum, unset, "it left out when optimizer is adam")
     if optimization.loss == "cross-entropy":
         unset = optimization.alpha is None
-        require("alpha", optimization.alpha, unset, "left out when loss is cross-entropy")
+        require("alpha", optimization.alpha, unset, "it left out when loss is cross-entropy")
     if optimization.schedule == "constant":
         unset = optimization.final_lr is None
-        require("final_lr", optimization.final_lr, unset, "left out when schedule is constant")
+        require("final_lr", optimization.final_lr, unset, "it left out when schedule is constant")
     if data.dataset == "image-folder":
-        require("data_dir", data.data_dir, data.data_dir is not None, "given for image-folder")
+        require("data_dir", data.data_dir, data.data_dir is not None, "a folder for image-folder")
     if data.dataset == "orthogonal" and data.classes is not None:
         one = len(data.classes) == 1
         require("classes", data.classes, one, "one number of classes for orthogonal data")

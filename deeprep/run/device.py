@@ -30,5 +30,5 @@ def choose_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and lacks:
-        raise ValueError(f"device must be cpu or auto where {lacks}, got {name}")
+        raise ValueError(f"device is {name}, expected cpu or auto where {lacks}")
     return device

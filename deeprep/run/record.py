@@ -113,7 +113,7 @@ class RunDirectory:
         """
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
-                f"resume must be a run directory with a config.json, got {path}"
+                f"resume is {path}, expected a run directory with a config.json"
             )
         self = cls(path)
         metrics = path / "metrics.jsonl"
@@ -184,7 +184,7 @@ def _make_directory(settings: Settings) -> Path:
             path.mkdir(parents=True)
         except FileExistsError:
             advice = f"go on with --resume {path}, or remove it"
-            raise FileExistsError(f"name must be new, got {path} that exists: {advice}") from None
+            raise FileExistsError(f"{path} exists, expected a new name: {advice}") from None
         return path
     stem = f"{settings.model.arch}-{settings.data.dataset}-seed{settings.run.seed}"
     number = 1

@@ -89,7 +89,10 @@ def _main(settings: Settings, resume: Path | None, ranks: Ranks | None) -> int:
         if resume is None:
             return settings
         if settings != Settings():
-            raise ValueError("resume must be the only flag: settings come from its config.json")
+            raise ValueError(
+                "resume is given with other flags, expected it alone: its config.json has the "
+                "settings"
+            )
         return RunDirectory.open(resume)
 
     try:

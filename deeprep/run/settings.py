@@ -253,7 +253,7 @@ def chosen(value: T | None) -> T:
     """
     if value is None:
         raise ValueError(
-            "settings must be resolved by deeprep.run.defaults.resolve, got a field of None"
+            "a setting is None, expected settings resolved by deeprep.run.defaults.resolve"
         )
     return value
 

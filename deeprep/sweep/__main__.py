@@ -97,7 +97,7 @@ def _main(command: _CommandLine, console: Console) -> int:
     require("jobs", command.jobs, command.jobs >= 1, ">= 1")
     options = parse_slurm_options(command.slurm)
     wanted = command.executor == "slurm" or not options
-    require("slurm", " ".join(command.slurm), wanted, "left out unless --executor is slurm")
+    require("slurm", " ".join(command.slurm), wanted, "it left out unless --executor is slurm")
     sweep = SweepDirectory(command.directory)
     base, grid, seeds = _definition(command, sweep)
     runs = make_runs(base, [parse_axis(text) for text in grid], parse_seeds(seeds))
@@ -136,8 +136,8 @@ def _definition(command: _CommandLine, sweep: SweepDirectory) -> tuple[Settings,
     content = sweep.read()
     if base != Settings():
         raise ValueError(
-            "grid or seeds must be given with flags of run; without either, a sweep goes on as "
-            "its sweep.json says"
+            "grid and seeds are left out, expected one of them beside flags of run; without "
+            "either, a sweep goes on as its sweep.json says"
         )
     return from_dict(content["base"]), content["grid"], content["seeds"]
 

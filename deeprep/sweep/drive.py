@@ -181,8 +181,8 @@ def locked(sweep: SweepDirectory) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(
-                f"DIRECTORY must be of a sweep that is not at work, got {sweep.path}, where one "
-                "or some runs of one still are"
+                f"DIRECTORY is {sweep.path}, where a sweep or some of its runs are at work, "
+                "expected one at rest"
             ) from None
         _held.append(lock)
         try:

@@ -19,9 +19,9 @@ from deeprep.run.settings import Settings
 
 # Why a flag of run cannot be in a grid, or on the command line of a sweep.
 NOT_SWEPT = {
-    "seed": "given as --seeds, such as 0..4",
-    "runs-dir": "left out: runs go to DIRECTORY/runs",
-    "name": "left out: a run is named by its values",
+    "seed": "it given as --seeds, such as 0..4",
+    "runs-dir": "it left out: runs go to DIRECTORY/runs",
+    "name": "it left out: a run is named by its values",
 }
 
 
@@ -99,10 +99,10 @@ def parse_axis(text: str) -> Axis:
     require("grid", repr(text), all((flag, *texts)), "FLAG=VALUE,VALUE,... such as depth=4,6")
     require(flag, text, flag not in NOT_SWEPT, NOT_SWEPT.get(flag, ""))
     known = ", ".join(each for each in _FIELDS if each not in NOT_SWEPT)
-    require("grid", flag, flag in _FIELDS, f"of one of the flags of run: {known}")
+    require("grid", flag, flag in _FIELDS, f"one of the flags of run: {known}")
     axis = Axis(flag, {each: _parse(flag, each) for each in texts})
     distinct = len(set(axis.values.values())) == len(texts)
-    require(f"grid {flag}", values, distinct, "of distinct values")
+    require(f"grid {flag}", values, distinct, "distinct values")
     for each in axis.values:
         axis.apply(Settings(), each)  # which says if it is out of range
     return axis
@@ -119,7 +119,7 @@ def _parse(flag: str, text: str) -> Any:
             return tyro.cli(hint, args=words)
     except SystemExit:
         shown = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise ValueError(f"grid {flag} must be of values {shown}, got {text!r}") from None
+        raise ValueError(f"grid {flag} is {text!r}, expected values of {shown}") from None
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -137,9 +137,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
         if match is None:
-            raise ValueError(f"seeds must be numbers and ranges such as 0..4, got {text!r}")
+            raise ValueError(f"seeds is {text!r}, expected numbers and ranges such as 0..4")
         first, last = int(match[1]), int(match[2] or match[1])
-        require("seeds", repr(text), first <= last, "of ranges that rise")
+        require("seeds", repr(text), first <= last, "ranges that rise")
         seeds += range(first, last + 1)
     require("seeds", repr(text), len(set(seeds)) == len(seeds), "distinct")
     return tuple(seeds)
@@ -188,7 +188,7 @@ def make_runs(base: Settings, axes: Sequence[Axis], seeds: Iterable[int]) -> lis
             runs.append(Run(name, values, seeded, invalid))
     names = [run.name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
-    require("grid", twice, twice is None, "of values that differ in letters and digits")
+    require("grid", twice, twice is None, "values that differ in letters and digits")
     return runs
 
 
@@ -200,6 +200,6 @@ def _check_once(base: Settings, axes: Sequence[Axis]) -> None:
         given = getattr(getattr(base, group), name)
         is_set = given != getattr(getattr(unset, group), name)
         if is_set and flag in NOT_SWEPT:
-            raise ValueError(f"{flag} must be {NOT_SWEPT[flag]}, got {given}")
+            raise ValueError(f"{flag} is {given}, expected {NOT_SWEPT[flag]}")
         count = flags.count(flag) + is_set
-        require(flag, f"{count} times", count <= 1, "given once, as a flag or in one --grid")
+        require(flag, f"{count} times", count <= 1, "it given once, as a flag or in one --grid")

@@ -86,8 +86,8 @@ class SweepDirectory:
         path = self.path / "sweep.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"DIRECTORY must hold a sweep if there is neither --grid nor --seeds, got "
-                f"{self.path} without a sweep.json"
+                f"DIRECTORY is {self.path}, which holds no sweep.json, expected a sweep that has "
+                "one, or --grid or --seeds for a new one"
             )
         content: dict[str, Any] = json.loads(path.read_text())
         return content

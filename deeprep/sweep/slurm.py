@@ -99,7 +99,7 @@ def slurm_launcher(
     try:
         executor.update_parameters(name=f"sweep-{path.name}", **options)
     except (NameError, TypeError) as error:
-        raise ValueError(f"slurm must be options that submitit knows: {error}") from error
+        raise ValueError(f"slurm has an option that submitit does not know: {error}") from error
 
     def launch(name: str) -> Launched:
         return SlurmJob(executor.submit(Job(path, name)))

@@ -110,7 +110,9 @@ def trailing_singular_values(
     num_classes, dimension = weights[-1].shape[-2], weights[0].shape[-1]
     require("idle", idle, idle >= 0, ">= 0 hidden dimensions")
     least = min(dimension, weights[0].shape[-2] + idle)
-    require("weights", f"of {least} dimensions", least > 2 * num_classes, "of more than 2 K")
+    require(
+        "weights", f"of {least} dimensions", least > 2 * num_classes, "more than 2 K dimensions"
+    )
     trailing = []
     for index, weight in enumerate(weights[:-1]):
         values = torch.linalg.svdvals(weight)

@@ -59,15 +59,15 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
     xs = [float(value) for value in x]
     ys = [float(value) for value in y]
     if len(xs) != len(ys):
-        raise ValueError(f"x and y must have the same length, got {len(xs)} and {len(ys)}")
+        raise ValueError(f"x and y have lengths {len(xs)} and {len(ys)}, expected the same")
     if len(xs) < 2:
-        raise ValueError(f"x must hold at least 2 points to fit a line, got {len(xs)}")
+        raise ValueError(f"x holds {len(xs)} points, expected at least 2 to fit a line")
     for name, values in (("x", xs), ("y", ys)):
         for index, value in enumerate(values):
             if not math.isfinite(value):
-                raise ValueError(f"{name}[{index}] must be finite, got {value}")
+                raise ValueError(f"{name}[{index}] is {value}, expected a finite number")
     if min(xs) == max(xs):
-        raise ValueError(f"x must hold at least 2 different values, got {len(xs)} times {xs[0]}")
+        raise ValueError(f"x holds {len(xs)} times {xs[0]}, expected at least 2 different values")
     if min(ys) == max(ys):  # here rounding alone would decide R^2 = 0/0
         return LineFit(0.0, ys[0], 1.0, (0.0,) * len(ys))
     x_mean = math.fsum(xs) / len(xs)

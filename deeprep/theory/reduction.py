@@ -75,7 +75,7 @@ class ReducedDeepLinear:
         """
         expected = [tuple(weight.shape) for weight in self.weights]
         found = [tuple(weight.shape) for weight in weights]
-        require("weights", found, found == expected, f"of shapes {expected}")
+        require("weights", found, found == expected, f"shapes {expected}")
         rebuilt = []
         for index, (weight, start) in enumerate(zip(weights[:-1], self.weights[:-1], strict=True)):
             factor = weight[-1, -1] / start[-1, -1]
@@ -218,12 +218,12 @@ def draw_wide_deep_linear(
 
 def _check_shapes(weights: list[Tensor], inputs: Tensor) -> None:
     require("weights", f"{len(weights)} matrices", len(weights) >= 2, "at least 2 matrices")
-    require("inputs", f"of shape {tuple(inputs.shape)}", inputs.ndim == 2, "of shape (N, d)")
+    require("inputs", f"of shape {tuple(inputs.shape)}", inputs.ndim == 2, "one of shape (N, d)")
     hidden = weights[0].shape[0] if weights[0].ndim == 2 else -1
     expected = [(hidden, inputs.shape[1]), *[(hidden, hidden)] * (len(weights) - 2)]
     expected.append((weights[-1].shape[0], hidden))
     found = [tuple(weight.shape) for weight in weights]
-    wanted = "of shapes (h, d), (h, h) .. (h, h), (K, h) for inputs of shape (N, d)"
+    wanted = "shapes (h, d), (h, h) .. (h, h), (K, h) for inputs of shape (N, d)"
     require("weights", f"{found} for d = {inputs.shape[1]}", found == expected, wanted)
     for name, tensor in [(f"weights[{i}]", w) for i, w in enumerate(weights)] + [
         ("inputs", inputs)

@@ -297,7 +297,7 @@ def test_a_run_directory_is_measured_anew_where_asked(run_directory, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet18"], "data must be given: digits, orthogonal, mnist"),
+        (["resnet18"], "data is left out, expected digits, orthogonal, mnist"),
         (["resnet18", "--data", "digit"], "data is 'digit', expected digits, orthogonal"),
         (["resnet18", "--data", "none.tsv"], "data none.tsv is no file"),
         (["resnt18", *DIGITS], "model is 'resnt18', expected"),
@@ -313,7 +313,10 @@ def test_a_run_directory_is_measured_anew_where_asked(run_directory, capsys):
             "out is own_models.py, which is a file",
         ),
         (["own_models:cnn", *DIGITS, "--out", "."], "out is ., which holds other files"),
-        (["own_models:cnn", "--data", "digits", "--classes", "11"], "classes must be at most 10"),
+        (
+            ["own_models:cnn", "--data", "digits", "--classes", "11"],
+            "classes is 11, expected at most 10",
+        ),
         (["own_models:fails", *DIGITS], "model own_models:fails failed: IndexError: list index"),
         (["timm:nothing", *DIGITS], "model timm:nothing needs timm"),
     ],

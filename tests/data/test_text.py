@@ -62,7 +62,7 @@ def test_one_class_and_a_quoted_line_break(write):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "x\ty\n", r"a.txt must be one of .tsv, .csv, .jsonl"),
+        ("a.txt", "x\ty\n", r"a.txt, expected one of .tsv, .csv, .jsonl"),
         ("a.csv", "", "a.csv holds no samples"),
         ("a.csv", "label,text\n", "a.csv holds no samples"),
         ("a.jsonl", "", "a.jsonl holds no samples"),
@@ -99,7 +99,7 @@ def test_selection_is_that_of_all_data_sets(write):
     numbers = [int(sentence[1:]) for sentence in text.sentences]
     assert numbers == sorted(numbers)
     assert [(2, 0)[label] for label in text.labels] == [number % 3 for number in numbers]
-    with pytest.raises(ValueError, match="samples_per_class must be at most 4"):
+    with pytest.raises(ValueError, match=r"samples_per_class is .*expected at most 4"):
         load_text(path, samples_per_class=5)
 
 

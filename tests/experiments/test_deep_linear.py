@@ -101,7 +101,7 @@ def test_the_weights_given_and_the_threads_are_left_as_they_were():
 
 def test_no_epochs_are_refused():
     weights, inputs = draw([0])
-    with pytest.raises(ValueError, match=r"^epochs must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"^epochs is 0, expected >= 1"):
         train(weights, inputs, RUN.labels(), replace(DESCENT, epochs=0))
 
 
@@ -131,5 +131,5 @@ def test_reduced_networks_compress_at_the_rate_of_the_direct_ones():
 
 def test_networks_of_different_shapes_are_no_batch():
     other = replace(RUN, depth=4)
-    with pytest.raises(ValueError, match=r"^networks must be of one shape, got of 2 shapes"):
+    with pytest.raises(ValueError, match=r"^networks is of 2 shapes, expected of one shape"):
         train_reduced([RUN.draw_reduced(0), other.draw_reduced(0)], RUN, CPU)

@@ -160,6 +160,6 @@ def test_what_has_not_run_is_listed_too(tmp_path):
 
 def test_a_missing_directory_is_an_error_that_names_it(tmp_path, capsys):
     assert report.main(["--docs", str(tmp_path / "none")]) == 1
-    assert "docs must be the directory of the documentation" in capsys.readouterr().err.replace(
+    assert "expected the directory of the documentation" in capsys.readouterr().err.replace(
         "\n", " "
     )

@@ -153,8 +153,8 @@ def test_without_a_name_it_lists_the_claims(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fig99"], "name must be one of fig4a, fig4b"),
-        (["fig4a", "--seeds", "0"], "seeds must be >= 1, got 0"),
+        (["fig99"], "name is fig99, expected one of fig4a, fig4b"),
+        (["fig4a", "--seeds", "0"], "seeds is 0, expected >= 1"),
     ],
 )
 def test_what_it_does_not_know_is_an_error(arguments, message, capsys, tmp_path):

@@ -221,7 +221,12 @@ def test_what_is_resident_does_not_grow_with_the_files(tmp_path, num_shards):
         ("none.npy", "y.npy", FileNotFoundError, "features .*/none.npy does not exist"),
         ("none-*.npy", "y.npy", FileNotFoundError, r"features .*/none-\*.npy matches no file"),
         ("empty", "y.npy", FileNotFoundError, "features .*/empty is a directory without .npy or"),
-        ("x.txt", "y.npy", ValueError, "features .*/x.txt must be a .npy or a .safetensors file"),
+        (
+            "x.txt",
+            "y.npy",
+            ValueError,
+            "features .*/x.txt, expected a .npy or a .safetensors file",
+        ),
         ("x.npy", "x.npy", ValueError, r"labels .*x.npy has shape \(100, 7\), expected \(N,\)"),
         ("y.npy", "y.npy", ValueError, r"features .*y.npy has shape \(100,\), expected \(N, d\)"),
         ("x.npy", "short.npy", ValueError, "labels .*short.npy has 99 rows, expected 100: one"),

@@ -229,7 +229,7 @@ def test_mappings_bring_labels_and_mask():
 
 
 def test_what_does_not_fit_is_said():
-    with pytest.raises(ValueError, match="on must be 'train' or 'validation', got 'test'"):
+    with pytest.raises(ValueError, match="on is 'test', expected 'train' or 'validation'"):
         LayerMetricsCallback(NUM_CLASSES, on="test")
     with pytest.raises(ValueError, match="metrics holds 'speed', expected some of cdnv"):
         LayerMetricsCallback(NUM_CLASSES, metrics=["compression", "speed"])

@@ -142,8 +142,8 @@ def test_a_model_that_takes_no_ids_is_told_what_sentences_need(factories):
     [
         ("resnt18", GREY, "model is 'resnt18', expected .* did you mean resnet18"),
         ("mlp", GREY, "model mlp has no depth and width of its own"),
-        ("resnet18", None, "data must be images for model resnet18, got sentences"),
-        ("resnet18", (50,), r"data must be images .* got samples of \(50,\)"),
+        ("resnet18", None, "data holds sentences, expected images for model resnet18"),
+        ("resnet18", (50,), r"data has samples of \(50,\), expected images"),
         ("resnet18", (4, 8, 8), "with 1 or 3 channels"),
     ],
 )

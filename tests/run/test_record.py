@@ -46,7 +46,7 @@ def test_a_given_name_is_never_overwritten(tmp_path):
     settings = resolve(Settings(run=RunSettings(runs_dir=tmp_path, name="mine")))
     RunDirectory.create(settings, CPU)
     before = (tmp_path / "mine/config.json").read_bytes()
-    with pytest.raises(FileExistsError, match=r"name must be new, got .*mine that exists"):
+    with pytest.raises(FileExistsError, match=r"mine exists, expected a new name"):
         RunDirectory.create(settings, CPU)
     assert (tmp_path / "mine/config.json").read_bytes() == before
 
@@ -120,7 +120,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(settings, monkeypatch):
 
 
 def test_other_directories_are_not_taken_for_runs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="resume must be a run directory"):
+    with pytest.raises(FileNotFoundError, match=r"resume is .*expected a run directory"):
         RunDirectory.open(tmp_path)
 
 

@@ -247,10 +247,10 @@ def test_a_vision_model_is_measured_block_by_block(tmp_path):
     ("arguments", "message"),
     [
         (["--arch", "resnt18"], "did you mean resnet18"),
-        (["--arch", "resnet18", "--dataset", "orthogonal"], "takes images"),
-        (["--samples-per-class", "999"], "samples_per_class must be at most"),
-        (["--resume", "nowhere"], "resume must be a run directory"),
-        (["--resume", "nowhere", "--lr", "1"], "resume must be the only flag"),
+        (["--arch", "resnet18", "--dataset", "orthogonal"], "expected images"),
+        (["--samples-per-class", "999"], "samples_per_class is 999, expected at most"),
+        (["--resume", "nowhere"], "resume is nowhere, expected a run directory"),
+        (["--resume", "nowhere", "--lr", "1"], "resume is given with other flags"),
     ],
 )
 def test_errors_name_the_flag_and_leave_nothing_behind(
@@ -276,7 +276,9 @@ def test_a_gpu_is_used_only_if_the_core_can_measure_on_it(tmp_path, monkeypatch)
     settings = small_settings(tmp_path, epochs=1)
     automatic = replace(settings, run=replace(settings.run, device="auto"))
     assert run(automatic).settings().run.device == "cpu"
-    with pytest.raises(ValueError, match="device must be cpu or auto where the compiled core was"):
+    with pytest.raises(
+        ValueError, match=r"device is .*expected cpu or auto where the compiled core was"
+    ):
         run(replace(settings, run=replace(settings.run, device="cuda")))
 
 

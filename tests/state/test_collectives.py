@@ -271,9 +271,11 @@ def check_shards_that_are_not_ordinary(rank, size):
     assert sharded.num_samples == size
     with pytest.raises(deeprep.UndefinedStatisticError, match=f"two classes .* 1 of {size}"):
         sharded.compression()
-    with pytest.raises(ValueError, match=r"num_classes must be at least .*, one for each process"):
+    with pytest.raises(
+        ValueError, match=r"num_classes is .*expected at least .*, one for each process"
+    ):
         reduce_scatter(ClassScatter(size - 1, 2))
-    with pytest.raises(ValueError, match=r"scatter\.full must be False"):
+    with pytest.raises(ValueError, match=r"scatter\.full is .*expected False"):
         reduce_scatter(ClassScatter(size, 2, full=True))
     s.update(torch.ones(2, 2), torch.tensor([1, 1]))
     with pytest.warns(UserWarning, match="compression is nan: all class means coincide"):

@@ -83,7 +83,7 @@ def rows(directory):
 
 def test_nothing_starts_if_a_flag_is_wrong(tmp_path, in_process, capsys):
     assert sweep(tmp_path / "s", "--grid", "depth=3,4", "--grid", "width=0") == 1
-    assert "width must be finite and >= 1, got 0" in capsys.readouterr().err
+    assert "width is 0, expected finite and >= 1" in capsys.readouterr().err
     assert sweep(tmp_path / "s", "--grid", "linear-layers=1,2") == 1
     assert "left out unless arch is hybrid" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
@@ -132,7 +132,7 @@ def test_another_fixed_flag_needs_another_directory(tmp_path, in_process, capsys
     assert sweep(tmp_path, "--grid", "depth=3,4", *SMALL, "--lr", "0.5") == 1
     message = " ".join(capsys.readouterr().err.split())
     assert "lr of" in message
-    assert "must be 0.5 as given now; choose another DIRECTORY, got 0.0002" in message
+    assert "is 0.0002, expected 0.5 as given now; choose another DIRECTORY" in message
     assert (tmp_path / "sweep.json").read_bytes() == before
     assert len(in_process) == 1
 
@@ -147,7 +147,7 @@ def test_an_invalid_and_a_failed_run_do_not_stop_the_others(tmp_path, in_process
     assert [row["finished"] for row in rows(tmp_path)] == ["0", "1", "0", "0", "0", "1", "0", "1"]
     printed = " ".join(capsys.readouterr().out.split())
     assert "invalid depth=3,linear-layers=2,samples-per-class=20,seed=0: linear_layers" in printed
-    assert "ValueError: samples_per_class must be at most" in printed
+    assert "ValueError: samples_per_class is 9999, expected at most" in printed
     assert len(in_process) == 6
     assert sweep(tmp_path) == 1
     assert len(in_process) == 6, "failed runs are not retried unless asked for"
@@ -248,7 +248,7 @@ def test_runs_share_the_cores_and_take_turns_on_the_gpus(tmp_path, monkeypatch):
 def test_a_directory_is_one_sweeps_at_a_time(tmp_path, in_process, capsys):
     with locked(SweepDirectory(tmp_path)):
         assert sweep(tmp_path, "--grid", "depth=3", *SMALL) == 1
-    assert "that is not at work" in " ".join(capsys.readouterr().err.split())
+    assert "are at work" in " ".join(capsys.readouterr().err.split())
     assert in_process == []
 
 
@@ -341,13 +341,13 @@ def test_slurm_options_are_passed_on():
         "slurm_time": 60,
         "slurm_mem_per_cpu": "4G",
     }
-    with pytest.raises(ValueError, match="slurm must be KEY=VALUE"):
+    with pytest.raises(ValueError, match=r"slurm is .*expected KEY=VALUE"):
         parse_slurm_options(["time"])
 
 
 def test_slurm_options_without_slurm_are_an_error(tmp_path, capsys):
     assert sweep(tmp_path, "--grid", "depth=3", "--slurm", "time=60") == 1
-    assert "slurm must be left out unless --executor is slurm" in capsys.readouterr().err
+    assert "expected it left out unless --executor is slurm" in capsys.readouterr().err
 
 
 def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -363,7 +363,7 @@ def test_jobs_of_a_cluster_do_the_runs(tmp_path, in_process, quiet):
     launch = slurm_launcher(directory, {}, cluster="debug")  # jobs run when they are asked about
     assert drive(directory, names, launch, 2, quiet) == 0
     assert [directory.outcome(name).status for name in names] == ["finished", "finished"]
-    with pytest.raises(ValueError, match="slurm must be options that submitit knows"):
+    with pytest.raises(ValueError, match="slurm has an option that submitit does not know"):
         slurm_launcher(directory, {"slurm_nonsense": 1}, cluster="debug")
 
 

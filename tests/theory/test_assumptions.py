@@ -79,7 +79,7 @@ def test_batches_are_measured_one_by_one():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match=r"^idle must be >= 0"):
+    with pytest.raises(ValueError, match=r"^idle is .*expected >= 0"):
         balance_errors(network(0), idle=-1)
-    with pytest.raises(ValueError, match=r"^weights must be of more than 2 K, got of 4"):
+    with pytest.raises(ValueError, match=r"^weights is of 4 dimensions, expected more than 2 K"):
         trailing_singular_values(network(0, dimension=4))

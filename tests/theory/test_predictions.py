@@ -39,11 +39,11 @@ def test_the_fit_does_not_depend_on_the_order_of_the_points():
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        ([1], [1], "at least 2 points"),
-        ([1, 2], [1, 2, 3], "same length, got 2 and 3"),
+        ([1], [1], "expected at least 2 to fit a line"),
+        ([1, 2], [1, 2, 3], "lengths 2 and 3, expected the same"),
         ([2, 2], [1, 3], "2 different values"),
-        ([1, 2], [1, math.nan], r"y\[1\] must be finite, got nan"),
-        ([1, math.inf], [1, 2], r"x\[1\] must be finite, got inf"),
+        ([1, 2], [1, math.nan], r"y\[1\] is nan, expected a finite number"),
+        ([1, math.inf], [1, 2], r"x\[1\] is inf, expected a finite number"),
     ],
 )
 def test_fit_line_refuses_what_has_no_line(x, y, message):
@@ -80,5 +80,5 @@ def test_discrimination_rises_linearly_to_one():
     ],
 )
 def test_errors_name_the_argument(call, name):
-    with pytest.raises(ValueError, match=f"^{name} must be"):
+    with pytest.raises(ValueError, match=f"^{name} is "):
         call()

@@ -180,17 +180,20 @@ def test_two_layers_have_no_middle():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w, x: (w[:1], x), "weights must be at least 2 matrices, got 1"),
-        (lambda w, x: ([w[0], w[1][:5], *w[2:]], x), r"weights must be of shapes"),
-        (lambda w, x: (w, x[:, :4]), r"weights must be of shapes .* d = 4"),
-        (lambda w, x: (w, x[0]), r"inputs must be of shape \(N, d\), got of shape \(50,\)"),
-        (lambda w, x: (w, x.float()), r"weights\[0\] must be float32 or float64, the same"),
-        (lambda w, x: (w, x * 0), "inputs must be a matrix of rank >= 1, got zero"),
-        (lambda w, x: (w, x / 0), "inputs must be finite, got not finite"),
-        (lambda w, x: ([w[0], w[1] * 0, *w[2:]], x), r"weights\[1\] must be a positive multiple"),
+        (lambda w, x: (w[:1], x), "weights is 1 matrices, expected at least 2 matrices"),
+        (lambda w, x: ([w[0], w[1][:5], *w[2:]], x), r"weights is .*expected shapes"),
+        (lambda w, x: (w, x[:, :4]), r"weights is .*for d = 4, expected shapes"),
+        (lambda w, x: (w, x[0]), r"inputs is of shape \(50,\), expected one of shape \(N, d\)"),
+        (lambda w, x: (w, x.float()), r"weights\[0\] is .*expected float32 or float64, the same"),
+        (lambda w, x: (w, x * 0), "inputs is zero everywhere, expected a matrix of rank >= 1"),
+        (lambda w, x: (w, x / 0), "inputs is not finite, expected finite"),
+        (
+            lambda w, x: ([w[0], w[1] * 0, *w[2:]], x),
+            r"weights\[1\] is .*expected a positive multiple",
+        ),
         (
             lambda w, x: ([w[0], w[1], w[2] + torch.eye(WIDTH), w[3]], x),
-            r"weights\[2\] must be a multiple of an orthogonal matrix",
+            r"weights\[2\] is .*expected a multiple of an orthogonal matrix",
         ),
     ],
 )
@@ -204,7 +207,7 @@ def test_what_cannot_be_reduced_is_refused(change, message):
 def test_rebuild_refuses_weights_of_other_shapes():
     wide = wide_network(torch.Generator().manual_seed(9))
     small = reduce_deep_linear(wide, torch.randn(30, 50, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"^weights must be of shapes"):
+    with pytest.raises(ValueError, match=r"^weights is .*expected shapes"):
         small.rebuild(wide)
 
 
@@ -213,5 +216,5 @@ def test_rebuild_refuses_weights_of_other_shapes():
     [((40, 50, 3, 4, 0.1), "width"), ((60, 50, 3, 1, 0.1), "depth"), ((60, 50, 3, 4, 0.0), "init")],
 )
 def test_errors_of_a_draw_name_the_argument(arguments, name):
-    with pytest.raises(ValueError, match=f"^{name}.* must be"):
+    with pytest.raises(ValueError, match=f"^{name}.* is "):
         draw_wide_deep_linear(*arguments)
