@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import statistics
 import sys
@@ -25,6 +24,7 @@ import deeprep
 from benchmarks.gpu_peers import PEERS, Peer, Statistics, oracle, refcheck
 from benchmarks.gpu_shapes import GPU_SHAPES, TARGET, fit, has_target, make_data
 from benchmarks.shapes import DTYPES, DTypeName, Shape
+from deeprep.base import strict_json
 from deeprep.base.paths import atomic_path
 
 _RESULTS = Path(__file__).parent / "results"
@@ -229,8 +229,7 @@ def print_table(cells: Sequence[Cell], title: str) -> None:
 def write(cells: Sequence[Cell], environment: dict[str, object], stem: Path) -> None:
     """Write stem.json, everything, and stem.csv, a line for each cell and method."""
     results = {"environment": environment, "cells": [asdict(cell) for cell in cells]}
-    with atomic_path(stem.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    strict_json.write(stem.with_suffix(".json"), results)
     with atomic_path(stem.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
         lines = csv.writer(file)
         names = ("num_rows", "num_features", "num_classes", "dtype", "method", "status")

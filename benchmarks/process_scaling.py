@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from torch import Tensor, distributed
 
 import deeprep
 from benchmarks.shapes import Shape, make_features, make_labels
+from deeprep.base.machine import available_cores
 
 NUM_PROCESSES = (1, 2, 4)
 DATA = Shape(200_000, 512, 100)
@@ -84,7 +84,7 @@ def process_scalings(quick: bool = False) -> Iterator[ProcessScaling]:
         yield ProcessScaling(
             shape=shape,
             num_processes=size,
-            num_cores=_num_cores(),
+            num_cores=available_cores(),
             update=_slowest([rank.updates for rank in found]),
             all_reduce=_slowest([rank.reduces for rank in found]),
             means_float64=max(means for means, _ in double),
@@ -101,13 +101,7 @@ def reduce_times(quick: bool = False) -> Iterator[ReduceTime]:
         found = _run(size, _reduce_alone, shapes, 1 if quick else _REPEATS)
         for i, shape in enumerate(shapes):
             ours, bare, read = (_slowest([rank[i][j] for rank in found]) for j in range(3))
-            yield ReduceTime(shape, size, _num_cores(), shape.state_bytes, ours, bare, read)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+            yield ReduceTime(shape, size, available_cores(), shape.state_bytes, ours, bare, read)
 
 
 def _slowest(of_ranks: list[list[float]]) -> float:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from deeprep.base.paths import atomic_path
+from deeprep.base import strict_json
+from deeprep.plots.canvas import save
 
 _OURS = "#1f5fa8"
 _MARKERS = "ovs^DPXv<"
@@ -84,8 +84,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     machine = results["machine"]
     figure.suptitle(f"{machine['cpu']}, {results['threads']} threads", fontsize=10, color="0.3")
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=150)
+    save(figure, path)
 
 
 if __name__ == "__main__":
@@ -93,4 +92,4 @@ if __name__ == "__main__":
         Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results/results.json"
     )
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else source.with_name("roofline.png")
-    draw(json.loads(source.read_text()), target)
+    draw(strict_json.read(source), target)

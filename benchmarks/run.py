@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import datetime
-import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +27,8 @@ from benchmarks.roofline import draw
 from benchmarks.shapes import DTYPES, LABELLINGS, SHAPES, DTypeName, Labelling, Shape
 from benchmarks.tables import markdown, tables
 from benchmarks.timing import last_level_cache
+from deeprep.base import strict_json
+from deeprep.base.machine import available_cores, processor
 from deeprep.base.paths import atomic_path
 from deeprep.run.record import environment
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     out = settings.out or (_QUICK_RESULTS if settings.quick else _RESULTS)
     if settings.markdown:
-        results = json.loads((out / "results.json").read_text())
+        results = strict_json.read(out / "results.json")
         if results["quick"]:
             print("results of --quick: the times mean nothing", file=sys.stderr)
         print(markdown(results))
@@ -102,13 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "cells" in settings.sections:
             for cell in _measure_cells(settings, shapes, num_threads, progress):
                 results["cells"].append(asdict(cell))
-                _write_json(out / "results.json", results)  # a run that is stopped leaves its cells
+                strict_json.write(
+                    out / "results.json", results
+                )  # a run that is stopped leaves its cells
         for key, call in _other_sections(settings, num_threads).items():
             task = progress.add_task(key.replace("_", " "), total=None)
             for each in call():
                 results[key].append(asdict(each))
                 progress.advance(task)
-                _write_json(out / "results.json", results)
+                strict_json.write(out / "results.json", results)
             progress.update(task, total=len(results[key]))
     if results["cells"]:
         _write_csv(out / "cells.csv", _cell_rows(results["cells"]))
@@ -187,10 +189,8 @@ def _header(settings: Settings, num_threads: int) -> dict[str, Any]:
         "quick": settings.quick,
         "threads": num_threads,
         "machine": {
-            "cpu": _cpu_model(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cpu": processor(),
+            "cores": available_cores(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "last_level_cache_bytes": last_level_cache(),
         },
@@ -204,20 +204,6 @@ def _header(settings: Settings, num_threads: int) -> dict[str, Any]:
         "process_scalings": [],
         "reduce_times": [],
     }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _write_json(path: Path, results: dict[str, Any]) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -28,6 +28,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def natural_order(path: str) -> tuple[list[str | int], str]:
     """Return a sort key under which 2 comes before 10, and 02 beside it.
 

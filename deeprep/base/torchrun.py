@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from deeprep.base.machine import available_cores
 from deeprep.base.ranks import Ranks
 
 T = TypeVar("T")
@@ -46,9 +47,7 @@ def joined() -> Iterator[Ranks | None]:
 
 def default_threads() -> int:
     """Return this process's share of the cores: torchrun leaves each process one thread."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def together(ranks: Ranks | None, action: Callable[[], T], *, in_turn: bool = False) -> T:

@@ -6,8 +6,9 @@ anything is written. Label values are checked by the core itself, in its first p
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch.utils.dlpack import from_dlpack
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32)
+
+T = TypeVar("T")
 
 
 class UndefinedStatisticError(ValueError):
@@ -33,6 +36,39 @@ def require(name: str, value: Any, holds: bool, wanted: str) -> None:
     """
     if not holds:
         raise ValueError(f"{name} is {value}, expected {wanted}")
+
+
+def require_at_least(group: Any, least: int, *names: str) -> None:
+    """Require that these fields of a group of settings are None, or finite and >= `least`."""
+    for name in names:
+        value = getattr(group, name)
+        holds = value is None or least <= value < math.inf
+        require(name, value, holds, f"finite and >= {least}")
+
+
+def require_positive(group: Any, *names: str) -> None:
+    """Require that these fields of a group of settings are None, or finite and > 0."""
+    for name in names:
+        value = getattr(group, name)
+        require(name, value, value is None or 0 < value < math.inf, "finite and > 0")
+
+
+def chosen(value: T | None) -> T:
+    """Return a setting that `resolve` fills in, with its optional type narrowed.
+
+    Raises
+    ------
+    ValueError
+        The settings were not resolved.
+
+    >>> chosen(0.1)
+    0.1
+    """
+    if value is None:
+        raise ValueError(
+            "a setting is None, expected settings resolved by deeprep.run.defaults.resolve"
+        )
+    return value
 
 
 def check_positive(name: str, value: int) -> int:

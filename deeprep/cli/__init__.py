@@ -5,7 +5,6 @@ Results go to stdout, as tables or as JSON; progress, warnings and errors to std
 
 from __future__ import annotations
 
-import json
 import signal
 from typing import Annotated
 
@@ -13,8 +12,10 @@ import tyro
 from rich.console import Console
 from tyro.conf import subcommand
 
+from deeprep.base import strict_json
+from deeprep.base.console import print_error, print_warning
 from deeprep.cli import analyze, features
-from deeprep.cli.shared import ERRORS, print_error, print_warning
+from deeprep.cli.shared import ERRORS
 
 __all__ = ["main"]
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True).print("stopped")
         return 128 + signal.SIGINT
     if command.json:
-        print(json.dumps(result.data, indent=2, allow_nan=False))
+        print(strict_json.dumps(result.data, indent=2))
     else:
         console = Console(emoji=False)
         for each in result.shown:

@@ -12,7 +12,6 @@ measured.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from deeprep.base import strict_json
 from deeprep.base.paths import atomic_path
 from deeprep.cli.shared import Result
 from deeprep.report import LayerReport
@@ -71,8 +71,7 @@ class Analysis:
         if self.directory is None:
             return
         self.directory.mkdir(exist_ok=True)
-        with atomic_path(self.directory / _MARK) as path:
-            path.write_text(json.dumps(self.data(), indent=2, allow_nan=False) + "\n")
+        strict_json.write(self.directory / _MARK, self.data(), indent=2)
         folder = self.directory / name if self.is_series else self.directory
         folder.mkdir(exist_ok=True)
         report.to_json(folder / "report.json")

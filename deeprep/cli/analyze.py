@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -10,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 import torch
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from deeprep.base import strict_json
+from deeprep.base.console import print_error
 from deeprep.base.validate import check_positive
 from deeprep.cli.analysis import Analysis, check_directory, checkpoint_names
 from deeprep.cli.foreign import errors_of, importable_here, printed_warnings
-from deeprep.cli.shared import ERRORS, Json, Result, print_error, progress_bar
+from deeprep.cli.shared import ERRORS, Json, Result, progress_bar
 from deeprep.data import (
     Batches,
     Data,
     DatasetName,
+    DataSettings,
     TextBatches,
     TextData,
     load_configured_data,
@@ -32,7 +34,6 @@ from deeprep.probe import LayerProbe, analyze
 from deeprep.probe.evaluation import evaluation_mode
 from deeprep.report import LayerReport
 from deeprep.run.device import choose_device
-from deeprep.run.settings import DataSettings
 from deeprep.state import ClassScatter
 
 if TYPE_CHECKING:
@@ -351,7 +352,7 @@ def _open_run(name: str) -> RunDirectory | None:
     path = Path(name).expanduser()
     if not (path / "config.json").is_file():
         return None
-    if "settings" not in json.loads((path / "config.json").read_text()):
+    if "settings" not in strict_json.read(path / "config.json"):
         raise ValueError(f"model {name} is no run directory; if a Hugging Face folder, hf:{name}")
     from deeprep.run.record import RunDirectory  # matplotlib is slow to import
 

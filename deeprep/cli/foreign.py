@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from deeprep.cli.shared import ERRORS, print_warning
+from deeprep.base.console import print_warning
+from deeprep.cli.shared import ERRORS
 from deeprep.models.loaded import describe_error, is_ours
 
 __all__ = ["errors_of", "importable_here", "printed_warnings"]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff
 
-__all__ = ["ERRORS", "Json", "Result", "print_error", "print_warning", "progress_bar"]
+__all__ = ["ERRORS", "Json", "Result", "progress_bar"]
 
 # What ends a command with one line; ImportError is of a library that only some models need.
 ERRORS = (ValueError, TypeError, OSError, MemoryError, ImportError)
@@ -42,21 +42,6 @@ class Result:
     shown: list[RenderableType]
     warnings: list[str] = field(default_factory=list)
     failed: bool = False
-
-
-def print_error(error: object) -> None:
-    """Print a line to stderr: what went wrong."""
-    _to_stderr(f"[bold red]error:[/] {escape(str(error))}")
-
-
-def print_warning(message: object) -> None:
-    """Print a line to stderr: what is to be known of a result."""
-    _to_stderr(f"[yellow]warning:[/] {escape(str(message))}")
-
-
-def _to_stderr(markup: str) -> None:
-    # No emoji: a name such as nets:x: is none.
-    Console(stderr=True, emoji=False).print(markup, soft_wrap=True, highlight=False)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from deeprep.base.console import print_error
 from deeprep.experiments import EXPERIMENTS, load_experiment, report
 from deeprep.experiments.frame import Options
 from deeprep.experiments.results import perform
@@ -68,10 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         return report.main(arguments[1:])
     prog = "python -m deeprep.experiments"
     command = tyro.cli(_CommandLine, prog=prog, description=_ABOUT, args=arguments)
-    console, errors = Console(), Console(stderr=True)
-
-    def complain(text: str) -> None:
-        errors.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
+    console = Console()
 
     if not command.names:
         console.print(_list())
@@ -85,18 +83,18 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"data is {command.data}, which {', '.join(names)} cannot use")
         options = Options(command.full, command.seeds, choose_device(command.device), command.data)
     except ValueError as error:
-        complain(str(error))
+        print_error(error)
         return 1
     failed = 0
     for experiment in experiments:
         try:
             result = perform(experiment, options, command.out, console, resume=command.resume)
         except KeyboardInterrupt:
-            errors.print("stopped; --resume goes on")
+            Console(stderr=True).print("stopped; --resume goes on")
             return 128 + signal.SIGINT
         except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
             # The other figures do not depend on this one.
-            complain(f"{experiment.name}: {error}")
+            print_error(f"{experiment.name}: {error}")
             report.note_failure(command.out, experiment.name, error)
             failed += 1
         else:

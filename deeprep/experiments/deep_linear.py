@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deeprep.base.validate import require
 from deeprep.data import orthogonal
-from deeprep.experiments.frame import Numbers
+from deeprep.experiments.workspace import Numbers
 from deeprep.metrics import compression, discrimination
 from deeprep.state import class_scatter
 from deeprep.theory import ReducedDeepLinear, draw_wide_deep_linear, reduce_deep_linear

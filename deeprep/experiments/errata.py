@@ -19,22 +19,14 @@ from torch import Tensor, nn
 from deeprep.data import Batches, load_data
 from deeprep.experiments.deep_linear import one_thread, train_reduced
 from deeprep.experiments.fig6 import FIGURE, PAPER_SEEDS, READING_ERROR, RUN
-from deeprep.experiments.frame import (
-    Check,
-    Experiment,
-    Numbers,
-    Options,
-    Setting,
-    check_close,
-    check_that,
-)
-from deeprep.experiments.results import Workspace
+from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
+from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.metrics import compression, discrimination
-from deeprep.models import build_model
+from deeprep.models import ModelSettings, build_model
 from deeprep.models.stack import initialize
 from deeprep.probe import LayerProbe
 from deeprep.run.defaults import resolve
-from deeprep.run.settings import ModelSettings, OptimizationSettings, Settings
+from deeprep.run.settings import OptimizationSettings, Settings
 from deeprep.run.train import make_optimizer, train
 from deeprep.state import class_scatter
 from deeprep.theory import balance_errors

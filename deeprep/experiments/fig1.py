@@ -18,17 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from deeprep.data import Batches, DatasetName
-from deeprep.experiments.frame import (
-    Check,
-    Experiment,
-    Numbers,
-    Options,
-    Setting,
-    check_close,
-    check_that,
-)
-from deeprep.experiments.results import Workspace
+from deeprep.base.validate import chosen
+from deeprep.data import Batches, DatasetName, DataSettings
+from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
 from deeprep.experiments.training import (
     as_numbers,
     kept_in,
@@ -36,15 +28,10 @@ from deeprep.experiments.training import (
     run_identity,
     train_network,
 )
+from deeprep.experiments.workspace import Numbers, Workspace
+from deeprep.models import ModelSettings
 from deeprep.run.record import RunDirectory
-from deeprep.run.settings import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    Settings,
-    chosen,
-)
+from deeprep.run.settings import MeasurementSettings, OptimizationSettings, Settings
 from deeprep.run.train import evaluate, make_optimizer, train
 
 Arch = Literal["mlp", "hybrid"]

@@ -17,16 +17,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deeprep.experiments import fig1
-from deeprep.experiments.frame import (
-    Check,
-    Experiment,
-    Numbers,
-    Options,
-    Setting,
-    check_that,
-)
-from deeprep.experiments.results import Workspace
+from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_that
 from deeprep.experiments.training import layer_features
+from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.run.record import RunDirectory
 
 LAYERS = (1, 2, 4, 6)

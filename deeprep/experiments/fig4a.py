@@ -18,7 +18,6 @@ from deeprep.experiments.deep_linear import Synthetic, train_directly
 from deeprep.experiments.frame import (
     Check,
     Experiment,
-    Numbers,
     Options,
     Setting,
     check_close,
@@ -26,7 +25,7 @@ from deeprep.experiments.frame import (
     check_that,
 )
 from deeprep.experiments.layer_panels import Curve, layer_panels
-from deeprep.experiments.results import Workspace
+from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.metrics import discrimination
 from deeprep.state import class_scatter
 from deeprep.theory import dln_compression_ratio, dln_discrimination, orthonormal_compression

@@ -22,7 +22,6 @@ from deeprep.experiments.fig4a import FIRST_SAMPLE_FACTOR
 from deeprep.experiments.frame import (
     Check,
     Experiment,
-    Numbers,
     Options,
     Setting,
     check_close,
@@ -30,7 +29,7 @@ from deeprep.experiments.frame import (
     check_that,
 )
 from deeprep.experiments.layer_panels import Curve, layer_panels
-from deeprep.experiments.results import Workspace
+from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.models import LayerStack
 from deeprep.probe import analyze
 from deeprep.run.settings import OptimizationSettings

@@ -12,18 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deeprep.experiments import fig1
-from deeprep.experiments.frame import (
-    Check,
-    Experiment,
-    Numbers,
-    Options,
-    Setting,
-    check_close,
-    check_that,
-)
+from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
 from deeprep.experiments.layer_panels import Curve, layer_panels
-from deeprep.experiments.results import Workspace
 from deeprep.experiments.training import as_numbers
+from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.run.record import RunDirectory
 from deeprep.theory import fit_line
 

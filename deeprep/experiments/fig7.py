@@ -15,24 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from deeprep.data import DatasetName, load_data
-from deeprep.experiments.frame import (
-    Check,
-    Experiment,
-    Numbers,
-    Options,
-    Setting,
-    check_that,
-)
-from deeprep.experiments.results import Workspace
+from deeprep.data import DatasetName, DataSettings, load_data
+from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_that
 from deeprep.experiments.training import as_numbers, kept_in, run_identity, train_network
-from deeprep.run.settings import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    Settings,
-)
+from deeprep.experiments.workspace import Numbers, Workspace
+from deeprep.models import ModelSettings
+from deeprep.run.settings import MeasurementSettings, OptimizationSettings, Settings
 from deeprep.theory import LineFit, fit_line
 
 DATASETS: dict[DatasetName, str] = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR-10"}

@@ -14,24 +14,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from deeprep.experiments.workspace import Numbers, Workspace
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from deeprep.experiments.results import Workspace
 
 __all__ = [
     "Check",
     "Experiment",
-    "Numbers",
     "Options",
     "Setting",
     "check_close",
     "check_inside",
     "check_that",
 ]
-
-Numbers = dict[str, Any]
-"""Plain data: what a computation gives, as JSON can hold it."""
 
 
 @dataclass(frozen=True)

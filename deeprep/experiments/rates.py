@@ -17,16 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from deeprep.experiments.deep_linear import Synthetic, layer_metrics, train_reduced
-from deeprep.experiments.frame import (
-    Check,
-    Experiment,
-    Numbers,
-    Options,
-    Setting,
-    check_close,
-    check_that,
-)
-from deeprep.experiments.results import Workspace
+from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
+from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.theory import dln_compression_ratio
 
 SCALES = {False: (0.3, 0.4), True: (0.2, 0.3, 0.4)}  # eps, by --full

@@ -15,7 +15,6 @@ whether the verdicts in them are those of today's code.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,9 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff
 
-from deeprep.base.paths import atomic_path
+from deeprep.base import strict_json
+from deeprep.base.console import print_error
+from deeprep.base.paths import atomic_path, write_text
 from deeprep.base.validate import require
 from deeprep.experiments import EXPERIMENTS, load_experiment
 from deeprep.experiments.errata import ERRATA
@@ -57,21 +58,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 1 for an error or a difference."""
     about = "Write docs/reproduction.md from the results of real runs, or check it."
     command = tyro.cli(_CommandLine, prog=f"{_COMMAND} report", description=about, args=arguments)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    console = Console(highlight=False)
     try:
         found = command.docs.is_dir()
         require("docs", command.docs, found, "the directory of the documentation")
         if command.check:
             differences = find_differences(command.docs)
             for difference in differences:
-                errors.print(f"[bold red]error:[/] {escape(difference)}", soft_wrap=True)
+                print_error(difference)
             return int(bool(differences))
         names = collect(command.out, command.docs)
         console.print(f"collected from {escape(str(command.out))}: {', '.join(names) or 'nothing'}")
         path = command.docs / "reproduction.md"
-        _write(path, render(command.docs))
+        write_text(path, render(command.docs))
     except (ValueError, OSError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        print_error(error)
         return 1
     console.print(f"written: {escape(str(path))}")
     return 0
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 def note_failure(out: Path, name: str, error: BaseException) -> None:
     """Leave the reason why an experiment could not be run, for the report."""
     (out / name).mkdir(parents=True, exist_ok=True)
-    _write_json(out / name / _NOT_RUN, {"reason": _without_paths(str(error))})
+    strict_json.write(out / name / _NOT_RUN, {"reason": _without_paths(str(error))})
 
 
 def forget_failure(out: Path, name: str) -> None:
@@ -113,9 +114,9 @@ def collect(out: Path, docs: Path) -> list[str]:
                 _shrink(picture, images / f"{name}{suffix}.png")
             collected.append(name)
         elif failure.is_file():
-            reasons[name] = json.loads(failure.read_text())["reason"]
+            reasons[name] = strict_json.read(failure)["reason"]
     kept = {name: reason for name, reason in reasons.items() if _result(docs, name) is None}
-    _write_json(results / _NOT_RUN, kept)
+    strict_json.write(results / _NOT_RUN, kept, sort_keys=True)
     return collected
 
 
@@ -344,7 +345,7 @@ def _result(docs: Path, name: str) -> Result | None:
 def _reasons(docs: Path) -> dict[str, str]:
     """Name of each experiment that could not be run -> why."""
     path = docs / "reproduction" / _NOT_RUN
-    reasons: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    reasons: dict[str, str] = strict_json.read(path) if path.is_file() else {}
     return {name: reason for name, reason in reasons.items() if name in EXPERIMENTS}
 
 
@@ -364,12 +365,3 @@ def _shrink(source: Path, target: Path) -> None:
     small.thumbnail((_WIDEST, 4 * _WIDEST))
     with atomic_path(target) as temporary:
         small.quantize(_COLORS).save(temporary, optimize=True)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

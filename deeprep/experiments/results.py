@@ -12,10 +12,7 @@ files. JSON is strict: NaN and infinities are the strings "nan", "inf" and "-inf
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,69 +21,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from deeprep.base.paths import atomic_path
-from deeprep.experiments.frame import Check, Experiment, Numbers, Options, Setting
+from deeprep.base import strict_json
+from deeprep.experiments.frame import Check, Experiment, Options, Setting
+from deeprep.experiments.workspace import Numbers, Workspace
+from deeprep.plots.canvas import save
 from deeprep.run.record import environment
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
 
-__all__ = ["Result", "Workspace", "load_result", "perform", "save_figure"]
-
-_RESOLUTION = 150  # dots per inch
-
-
-class Workspace:
-    """Where an experiment computes: its directory, and the parts that are finished already.
-
-    Attributes
-    ----------
-    directory
-        OUT/<name>, which exists.
-    resume
-        Whether to use what an earlier run left there.
-    seconds
-        Name of each part used -> seconds that its computation took, in this run or an earlier one.
-    """
-
-    def __init__(self, directory: Path, *, resume: bool, say: Callable[[str], None]) -> None:
-        self.directory = directory
-        self.resume = resume
-        self.seconds: dict[str, float] = {}
-        self._say = say
-        (directory / "parts").mkdir(parents=True, exist_ok=True)
-
-    def part(
-        self, name: str, settings: Mapping[str, Any], compute: Callable[[], Numbers]
-    ) -> Numbers:
-        """Return the numbers of a part: what an earlier run found for the same settings, or anew.
-
-        Parameters
-        ----------
-        name
-            Of the part, fit for a file name; unique in the experiment.
-        settings
-            All that the numbers depend on, as plain data.
-        compute
-            Gives the numbers, as plain data.
-        """
-        path = self.directory / "parts" / f"{name}.json"
-        wanted = json.loads(_to_json(settings))
-        if self.resume and path.is_file():
-            kept = json.loads(path.read_text())
-            if kept["settings"] == wanted:
-                self._say(f"{name}: found")
-                self.seconds[name] = kept["seconds"]
-                return _decode(kept["numbers"])  # type: ignore[no-any-return]
-        begin = time.perf_counter()
-        numbers = compute()
-        self.seconds[name] = time.perf_counter() - begin
-        self._say(f"{name}: {self.seconds[name]:.1f} s")
-        content = {"settings": wanted, "numbers": numbers, "seconds": self.seconds[name]}
-        _write(path, content)
-        # As an interrupted run would find them, so that resuming cannot change a digit.
-        return _decode(json.loads(_to_json(numbers)))  # type: ignore[no-any-return]
+__all__ = ["Result", "load_result", "perform"]
 
 
 @dataclass(frozen=True)
@@ -199,8 +143,8 @@ def perform(
         environment=environment(options.device),
         command=f"python -m deeprep.experiments {experiment.name}{size}{data} --seeds {seeds}",
     )
-    _write(directory / "result.json", asdict(result))
-    save_figure(experiment.plot(numbers), directory / "figure.png")
+    strict_json.write(directory / "result.json", asdict(result))
+    save(experiment.plot(numbers), directory / "figure.png")
     console.print(result.table())
     # Several verdicts may fail for one reason.
     for reason in dict.fromkeys(check.explanation for check in result.failed):
@@ -221,48 +165,13 @@ def load_result(path: Path) -> Result:
     ValueError
         A file that is none.
     """
-    values = json.loads(path.read_text())
+    values = strict_json.read(path)
     try:
         values["settings"] = [Setting(**setting) for setting in values["settings"]]
-        values["checks"] = [Check(**_decode(check)) for check in values["checks"]]
-        return Result(**{**values, "numbers": _decode(values["numbers"])})
+        values["checks"] = [Check(**strict_json.decode(check)) for check in values["checks"]]
+        return Result(**{**values, "numbers": strict_json.decode(values["numbers"])})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no result of an experiment: {error}") from error
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, atomically; the suffix chooses the format."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_RESOLUTION)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(_to_json(content) + "\n")
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(_encode(value), indent=1, allow_nan=False)
-
-
-def _encode(value: Any) -> Any:
-    """Plain data without NaN and infinities, which strict JSON lacks."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    """Invert `_encode`."""
-    if isinstance(value, dict):
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _text(value: float | str) -> str:

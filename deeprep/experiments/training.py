@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deeprep.data import Batches, load_configured_data
-from deeprep.experiments.frame import Numbers
+from deeprep.experiments.workspace import Numbers
 from deeprep.models import LayerStack
 from deeprep.probe.evaluation import evaluation_mode
 from deeprep.run import RunStopped, run

@@ -20,9 +20,9 @@ from typing import Any
 from torch import nn
 
 from deeprep.data.tokenizers import ByteTokenizer, Tokenizer
-from deeprep.models import STACKS
 from deeprep.models.hugging_face import load_hugging_face
 from deeprep.models.loaded import LoadedModel, check_images, describe_error, import_extra
+from deeprep.models.registry import STACKS
 from deeprep.models.vision import FittedImages, VisionModel, vision_names
 
 __all__ = ["load_model"]

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from deeprep.run.settings import ModelSettings
+from deeprep.base.validate import chosen
+from deeprep.models.settings import Init, ModelSettings
 
-__all__ = ["Init", "LayerStack", "initialize"]
-
-Init = Literal["default", "orthogonal", "gaussian", "identity"]
+__all__ = ["LayerStack", "initialize"]
 
 
 class LayerStack(nn.Module):
@@ -110,8 +107,6 @@ class LayerStack(nn.Module):
         cls, settings: ModelSettings, input_shape: tuple[int, ...], num_classes: int
     ) -> LayerStack:
         """Build the stack that resolved settings describe; see `build_model`."""
-        from deeprep.run.settings import chosen
-
         depth = chosen(settings.depth)
         linear_layers = {"linear": depth - 1, "mlp": 0}.get(settings.arch)
         return cls(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeprep.base.paths import atomic_path
+from deeprep.base import strict_json
+from deeprep.base.paths import atomic_path, write_text
 from deeprep.metrics import ClosestClasses
 from deeprep.report.layer_metrics import LayerMetrics, Metrics, choose_metrics, measure_layer
 from deeprep.report.table import html_table, rich_table
@@ -245,9 +245,7 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""
         values = {n: list(v) if isinstance(v, list) else v for n, v in vars(self).items()}
-        values["layers"] = [
-            {name: _encode(value) for name, value in vars(layer).items()} for layer in self.layers
-        ]
+        values["layers"] = [strict_json.encode(vars(layer)) for layer in self.layers]
         return values
 
     @classmethod
@@ -269,10 +267,9 @@ class LayerReport:
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, a line a layer, atomically."""
         data = self.to_dict()
-        layers = ",\n    ".join(json.dumps(layer, allow_nan=False) for layer in data.pop("layers"))
-        rest = json.dumps(data, indent=2, allow_nan=False).removeprefix("{")
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_text(f'{{\n  "layers": [\n    {layers}\n  ],{rest}\n', encoding="utf-8")
+        layers = ",\n    ".join(strict_json.dumps(layer) for layer in data.pop("layers"))
+        rest = strict_json.dumps(data, indent=2).removeprefix("{")
+        write_text(Path(path), f'{{\n  "layers": [\n    {layers}\n  ],{rest}\n')
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row a layer with a header, atomically; what is not defined is empty."""
@@ -338,12 +335,6 @@ def _check_fields(where: str, data: Mapping[str, Any], kind: type) -> None:
             f"{where} holds {', '.join(sorted(unknown))}, expected fields of {kind.__name__} only; "
             "was it written by a later version of deeprep?"
         )
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return [_encode(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _decode(name: str, value: Any) -> Any:

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from deeprep.base.validate import require
-from deeprep.models import STACKS, check_architecture
-from deeprep.run.settings import ModelSettings, Settings, chosen
+from deeprep.base.validate import chosen, require
+from deeprep.models import STACKS, ModelSettings, check_architecture
+from deeprep.run.settings import Settings
 
 __all__ = ["DEFAULTS", "Defaults", "describe_defaults", "resolve"]
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import local_rank
-from deeprep.base.validate import require
+from deeprep.base.validate import chosen, require
 from deeprep.data import Batches, Data
 from deeprep.models import build_model
 from deeprep.run.device import choose_device
-from deeprep.run.settings import Settings, chosen
+from deeprep.run.settings import Settings
 from deeprep.run.train import make_optimizer
 
 _MEASUREMENT_BATCH = 1024  # samples; bounds the memory that feature maps take while measuring

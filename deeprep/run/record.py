@@ -13,7 +13,6 @@ whole files. JSON is strict: where a report holds NaN or infinity, there is a st
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -26,7 +25,9 @@ import torch
 from torch import distributed
 
 from deeprep import plots
-from deeprep.base.paths import atomic_path
+from deeprep.base import strict_json
+from deeprep.base.machine import available_cores, processor
+from deeprep.base.paths import atomic_path, write_text
 from deeprep.ops import build_info
 from deeprep.report import LayerReport
 from deeprep.run.settings import Settings, from_dict, to_dict
@@ -99,7 +100,7 @@ class RunDirectory:
         """
         self = cls(_make_directory(settings))
         config = {"settings": to_dict(settings), "environment": environment(device)}
-        self._write_text("config.json", json.dumps(config, indent=2, allow_nan=False) + "\n")
+        strict_json.write(self.path / "config.json", config, indent=2)
         return self
 
     @classmethod
@@ -118,14 +119,14 @@ class RunDirectory:
         self = cls(path)
         metrics = path / "metrics.jsonl"
         for line in metrics.read_text().splitlines() if metrics.is_file() else []:
-            values = json.loads(line)
+            values = strict_json.parse(line, metrics)
             report = LayerReport.from_dict(values.pop("report"))
             self.measurements.append(Measurement(**values, report=report))
         return self
 
     def settings(self) -> Settings:
         """Return the settings in config.json."""
-        return from_dict(json.loads((self.path / "config.json").read_text())["settings"])
+        return from_dict(strict_json.read(self.path / "config.json")["settings"])
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Add a line to metrics.jsonl."""
@@ -168,12 +169,8 @@ class RunDirectory:
         lines = []
         for measurement in self.measurements:
             values = {**vars(measurement), "report": measurement.report.to_dict()}
-            lines.append(json.dumps(values, allow_nan=False))
-        self._write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
-
-    def _write_text(self, name: str, text: str) -> None:
-        with atomic_path(self.path / name) as path:
-            path.write_text(text)
+            lines.append(strict_json.dumps(values))
+        write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def _make_directory(settings: Settings) -> Path:
@@ -209,20 +206,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": f"{processor()}, {available_cores()} cores",
         "commit": _commit(),
         "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
         "device": str(device) if gpu is None else f"{device} ({gpu})",
     }
-
-
-def _processor() -> str:
-    """Return the model of the CPU, as far as the system tells, and how many cores it has."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    model = next(models, platform.processor() or platform.machine())
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def _commit() -> str | None:

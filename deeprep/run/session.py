@@ -32,14 +32,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deeprep.base.console import print_error
 from deeprep.base.ranks import RankLostError, Ranks
 from deeprep.base.torchrun import OtherRankError, default_threads, joined, together
+from deeprep.base.validate import chosen
 from deeprep.data import Data, load_configured_data
 from deeprep.probe import analyze
 from deeprep.run.defaults import describe_defaults, resolve
 from deeprep.run.job import parallel, pin, prepare, prepare_device
 from deeprep.run.record import Checkpoint, Measurement, RunDirectory
-from deeprep.run.settings import Settings, chosen
+from deeprep.run.settings import Settings
 from deeprep.run.train import (
     NonFiniteLossError,
     evaluate,
@@ -101,7 +103,7 @@ def _main(settings: Settings, resume: Path | None, ranks: Ranks | None) -> int:
         return 1  # the one that failed says why
     except (ValueError, OSError, NonFiniteLossError, RankLostError) as error:
         if first or not isinstance(error, NonFiniteLossError):  # which all have
-            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            print_error(error)
         return 1
     except RunStopped as stopped:
         if first:

@@ -1,5 +1,8 @@
 """Every setting of a run: one frozen dataclass, `Settings`, in five groups.
 
+The groups of data and model belong to the rooms they configure: `deeprep.data.DataSettings`,
+`deeprep.models.ModelSettings`.
+
 `python -m deeprep.run` turns each field into a flag and each field's docstring into its help. A
 field that is None means "chosen by architecture and data set": `deeprep.run.defaults.resolve` fills
 it in, once; a run's config.json holds the resolved values.
@@ -8,118 +11,26 @@ it in, once; a run's config.json holds the resolved values.
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from deeprep.base.validate import require
-from deeprep.data import DatasetName
-from deeprep.models import Init
+from deeprep.base.validate import require, require_at_least, require_positive
+from deeprep.data import DataSettings
+from deeprep.models import ModelSettings
 
 __all__ = [
-    "DataSettings",
     "MeasurementSettings",
-    "ModelSettings",
     "OptimizationSettings",
     "RunSettings",
     "Settings",
-    "chosen",
     "from_dict",
     "to_dict",
 ]
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """What is trained."""
-
-    arch: str = "mlp"
-    """linear: no activations (a deep linear network). mlp: every hidden layer is
-    Linear + BatchNorm + ReLU. hybrid: an mlp whose last hidden layers are linear. Or the name of
-    any torchvision classifier, such as resnet18."""
-
-    depth: int | None = None
-    """Weight matrices L of a linear, mlp or hybrid network: L - 1 hidden layers, then the
-    classifier."""
-
-    width: int | None = None
-    """Features of every hidden layer of a linear, mlp or hybrid network."""
-
-    linear_layers: int | None = None
-    """How many of the hidden layers of a hybrid network, counted from the end, are linear."""
-
-    batch_norm: bool = True
-    """BatchNorm before every ReLU of an mlp or hybrid network."""
-
-    bias: bool = False
-    """Biases in the Linear layers of a linear, mlp or hybrid network."""
-
-    init: Init | None = None
-    """Initial weights of a linear, mlp or hybrid network: PyTorch's default, or orthogonal,
-    gaussian or identity times --init-scale."""
-
-    init_scale: float | None = None
-    """Scale of the initial weights; --init default has none."""
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 2, "depth")
-        _require_at_least(self, 1, "width")
-        _require_at_least(self, 0, "linear_layers")
-        _require_positive(self, "init_scale")
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """What it is trained on, and measured on: the training split."""
-
-    dataset: DatasetName = "digits"
-    """digits: 1797 images of 8 x 8, part of scikit-learn, no download. orthogonal: the nearly
-    orthonormal vectors of the theorem. image-folder: --data-dir with one folder of images per
-    class."""
-
-    data_dir: Path | None = None
-    """Where the files are; searched before the standard places."""
-
-    download: bool = True
-    """Download a data set whose files are nowhere on disk."""
-
-    classes: tuple[int, ...] | None = None
-    """One number n: the first n classes. Several: these labels, renumbered from 0. Default: all; 3
-    for orthogonal."""
-
-    samples_per_class: int | None = None
-    """Samples of each class, drawn by --seed. Default: all; 10 for orthogonal."""
-
-    normalize: bool = True
-    """Subtract the data set's mean from each channel and divide by its standard deviation. Pixels
-    are in [0, 1] before. orthogonal data are never changed."""
-
-    image_size: int = 64
-    """Height and width in pixels to which the images of an image-folder are resized."""
-
-    dimension: int = 50
-    """Features of a sample of orthogonal data, at least as many as there are samples."""
-
-    noise: float = 1.0
-    """Frobenius norm of the Gaussian noise added to the orthonormal samples of orthogonal data."""
-
-    def __post_init__(self) -> None:
-        if self.classes is not None:
-            require("classes", self.classes, len(self.classes) > 0, "one or more numbers")
-            require("classes", self.classes, min(self.classes) >= 0, "non-negative numbers")
-            if len(self.classes) == 1:
-                require("classes", self.classes[0], self.classes[0] >= 2, ">= 2 classes")
-            distinct = len(set(self.classes)) == len(self.classes)
-            require("classes", self.classes, distinct, "distinct labels")
-        _require_at_least(self, 1, "samples_per_class", "image_size", "dimension")
-        _require_at_least(self, 0, "noise")
 
 
 @dataclass(frozen=True)
@@ -164,9 +75,9 @@ class OptimizationSettings:
     """bf16 trains under autocast with float32 weights, and is measured in float32."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "alpha", "lr")
-        _require_at_least(self, 1, "epochs")
-        _require_at_least(self, 0, "weight_decay", "batch_size", "stop_loss")
+        require_positive(self, "alpha", "lr")
+        require_at_least(self, 1, "epochs")
+        require_at_least(self, 0, "weight_decay", "batch_size", "stop_loss")
         if self.momentum is not None:
             require("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         if self.final_lr is not None:
@@ -188,7 +99,7 @@ class MeasurementSettings:
     """Features of a layer with spatial output: all of its values, or the mean over positions."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 2, "measurements")
+        require_at_least(self, 2, "measurements")
 
 
 @dataclass(frozen=True)
@@ -214,7 +125,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         require("seed", self.seed, 0 <= self.seed < 2**63, "in [0, 2^63)")
-        _require_at_least(self, 1, "threads")
+        require_at_least(self, 1, "threads")
         if self.name is not None:
             plain = self.name not in ("", ".", "..") and Path(self.name).name == self.name
             require("name", repr(self.name), plain, "one directory name, without slashes")
@@ -238,24 +149,6 @@ class Settings:
     )
     measurement: OmitArgPrefixes[MeasurementSettings] = field(default_factory=MeasurementSettings)
     run: OmitArgPrefixes[RunSettings] = field(default_factory=RunSettings)
-
-
-def chosen(value: T | None) -> T:
-    """Return a setting that `resolve` fills in, with its optional type narrowed.
-
-    Raises
-    ------
-    ValueError
-        The settings were not resolved.
-
-    >>> chosen(OptimizationSettings(lr=0.1).lr)
-    0.1
-    """
-    if value is None:
-        raise ValueError(
-            "a setting is None, expected settings resolved by deeprep.run.defaults.resolve"
-        )
-    return value
 
 
 def to_dict(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -307,16 +200,3 @@ def _from_plain(value: Any, hint: Any) -> Any:
     if isinstance(value, str) and Path in options:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def _require_at_least(group: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(group, name)
-        holds = value is None or least <= value < math.inf
-        require(name, value, holds, f"finite and >= {least}")
-
-
-def _require_positive(group: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(group, name)
-        require(name, value, value is None or 0 < value < math.inf, "finite and > 0")

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from deeprep.base.ranks import Ranks
+from deeprep.base.validate import chosen
 from deeprep.data import Batches
-from deeprep.run.settings import OptimizationSettings, chosen
+from deeprep.run.settings import OptimizationSettings
 
 __all__ = [
     "EpochResult",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
+from deeprep.base.console import print_error
 from deeprep.base.validate import require
 from deeprep.run.defaults import describe_defaults
 from deeprep.run.settings import Settings, from_dict
@@ -88,8 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _main(command, console)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        print_error(error)
         return 1
 
 

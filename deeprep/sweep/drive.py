@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from deeprep.base.machine import available_cores
 from deeprep.sweep.runs import Outcome, Status, SweepDirectory
 
 _POLL_SECONDS = 0.2
@@ -82,9 +83,7 @@ def local_launcher(sweep: SweepDirectory, jobs: int) -> Callable[[str], Launched
     """Return what starts a run on this machine, with its share of the cores and one of the GPUs."""
     environment = {}
     if jobs > 1:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        environment["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
+        environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // jobs))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if gpus == [""]:
         gpus = [str(index) for index in range(torch.cuda.device_count())]

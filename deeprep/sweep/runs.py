@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import traceback
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from deeprep.base.paths import atomic_path
+from deeprep.base import strict_json
 from deeprep.base.validate import require
 from deeprep.run import RunStopped, run
 from deeprep.run.defaults import resolve
@@ -73,7 +72,7 @@ class SweepDirectory:
             "seeds": seeds,
             "runs": {run.name: to_dict(run.settings) for run in runs},
         }
-        _write_json(self.path / "sweep.json", content)
+        strict_json.write(self.path / "sweep.json", content)
 
     def read(self) -> dict[str, Any]:
         """Return what `write` was given, as plain data.
@@ -89,13 +88,13 @@ class SweepDirectory:
                 f"DIRECTORY is {self.path}, which holds no sweep.json, expected a sweep that has "
                 "one, or --grid or --seeds for a new one"
             )
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = strict_json.read(path)
         return content
 
     def outcome(self, name: str) -> Outcome:
         """Return how a run ended; "new" where there is nothing of it yet."""
         if self.has_outcome(name):
-            return Outcome(**json.loads(self._outcome_path(name).read_text()))
+            return Outcome(**strict_json.read(self._outcome_path(name)))
         return Outcome("stopped" if self._begun(name) else "new")
 
     def has_outcome(self, name: str) -> bool:
@@ -104,7 +103,7 @@ class SweepDirectory:
 
     def set_outcome(self, name: str, outcome: Outcome) -> None:
         """Write down how a run ended."""
-        _write_json(self._outcome_path(name), asdict(outcome))
+        strict_json.write(self._outcome_path(name), asdict(outcome))
 
     def forget_outcome(self, name: str) -> None:
         """Forget how a run ended: it goes on."""
@@ -179,11 +178,6 @@ def _remove_partial(path: Path) -> None:
         for file in path.glob(".*.partial*"):
             file.unlink()
         path.rmdir()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

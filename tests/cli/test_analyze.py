@@ -13,16 +13,10 @@ import deeprep
 from deeprep import ClassScatter, LayerReport
 from deeprep.cli import main
 from deeprep.cli.analysis import Analysis, checkpoint_names
-from deeprep.data import load_data
+from deeprep.data import DataSettings, load_data
+from deeprep.models import ModelSettings
 from deeprep.run import run
-from deeprep.run.settings import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    RunSettings,
-    Settings,
-)
+from deeprep.run.settings import MeasurementSettings, OptimizationSettings, RunSettings, Settings
 
 DIGITS = ["--data", "digits", "--samples-per-class", "4"]
 

@@ -131,5 +131,5 @@ def test_reduced_networks_compress_at_the_rate_of_the_direct_ones():
 
 def test_networks_of_different_shapes_are_no_batch():
     other = replace(RUN, depth=4)
-    with pytest.raises(ValueError, match=r"^networks is of 2 shapes, expected of one shape"):
+    with pytest.raises(ValueError, match=r"^networks is 2 shapes, expected one shape"):
         train_reduced([RUN.draw_reduced(0), other.draw_reduced(0)], RUN, CPU)

@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from deeprep.data import mnist_cifar
+from deeprep.data import DataSettings, mnist_cifar
 from deeprep.experiments import fig1, fig3, fig5, fig7, training
 from deeprep.experiments.frame import Options
-from deeprep.experiments.results import Workspace
 from deeprep.experiments.training import layer_features, train_network
+from deeprep.experiments.workspace import Workspace
+from deeprep.models import ModelSettings
 from deeprep.probe import analyze
 from deeprep.run import RunStopped
-from deeprep.run.settings import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    RunSettings,
-    Settings,
-)
+from deeprep.run.settings import MeasurementSettings, OptimizationSettings, RunSettings, Settings
 
 
 def write_fashion(folder, rng, samples_per_class=12):

@@ -17,7 +17,8 @@ from deeprep.experiments.frame import (
     check_inside,
     check_that,
 )
-from deeprep.experiments.results import Workspace, load_result, perform
+from deeprep.experiments.results import load_result, perform
+from deeprep.experiments.workspace import Workspace
 
 
 class Toy:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from deeprep.models import LayerStack, VisionModel, build_model, check_architecture
+from deeprep.models import LayerStack, ModelSettings, VisionModel, build_model, check_architecture
 from deeprep.models.stack import initialize
 from deeprep.run.defaults import resolve
-from deeprep.run.settings import ModelSettings, Settings
+from deeprep.run.settings import Settings
 
 
 def build(arch, input_shape=(1, 8, 8), num_classes=10, **options):

@@ -2,8 +2,10 @@
 
 import pytest
 
+from deeprep.data import DataSettings
+from deeprep.models import ModelSettings
 from deeprep.run.defaults import DEFAULTS, describe_defaults, resolve
-from deeprep.run.settings import DataSettings, ModelSettings, OptimizationSettings, Settings
+from deeprep.run.settings import OptimizationSettings, Settings
 
 
 def resolved(arch="mlp", dataset="digits", **optimization):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from deeprep.data import Batches
+from deeprep.models import ModelSettings
 from deeprep.probe import analyze
 from deeprep.run.defaults import resolve
 from deeprep.run.record import Checkpoint, Measurement, RunDirectory
-from deeprep.run.settings import ModelSettings, RunSettings, Settings
+from deeprep.run.settings import RunSettings, Settings
 
 CPU = torch.device("cpu")
 

@@ -17,16 +17,11 @@ import torch
 import deeprep.run
 import deeprep.run.device
 from deeprep import plots
+from deeprep.data import DataSettings
+from deeprep.models import ModelSettings
 from deeprep.run import RunStopped, main, run, session
 from deeprep.run.record import RunDirectory
-from deeprep.run.settings import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    RunSettings,
-    Settings,
-)
+from deeprep.run.settings import MeasurementSettings, OptimizationSettings, RunSettings, Settings
 from deeprep.run.train import NonFiniteLossError
 from deeprep.theory import dln_compression_ratio, fit_line
 

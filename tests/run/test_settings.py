@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from deeprep.base.validate import chosen
+from deeprep.data import DataSettings
+from deeprep.models import ModelSettings
 from deeprep.run.settings import (
-    DataSettings,
     MeasurementSettings,
-    ModelSettings,
     OptimizationSettings,
     RunSettings,
     Settings,
-    chosen,
     from_dict,
     to_dict,
 )

@@ -17,16 +17,11 @@ from torch import distributed
 import deeprep.run
 from deeprep import plots
 from deeprep.base.torchrun import OtherRankError, default_threads, joined, together
+from deeprep.data import DataSettings
+from deeprep.models import ModelSettings
 from deeprep.run import RunStopped, main, run, session
 from deeprep.run.record import RunDirectory
-from deeprep.run.settings import (
-    DataSettings,
-    MeasurementSettings,
-    ModelSettings,
-    OptimizationSettings,
-    RunSettings,
-    Settings,
-)
+from deeprep.run.settings import MeasurementSettings, OptimizationSettings, RunSettings, Settings
 from deeprep.run.train import NonFiniteLossError
 
 

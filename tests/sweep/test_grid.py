@@ -2,7 +2,8 @@
 
 import pytest
 
-from deeprep.run.settings import ModelSettings, RunSettings, Settings
+from deeprep.models import ModelSettings
+from deeprep.run.settings import RunSettings, Settings
 from deeprep.sweep.grid import make_runs, parse_axis, parse_seeds
 
 
