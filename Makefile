@@ -1,6 +1,6 @@
 # make demo      create .venv, install, build, train a small MLP and show its layers
 # make test      create .venv, install, build, run the test-suite
-# make lint      ruff, mypy, clang-format
+# make lint      ruff, mypy, import contracts, clang-format
 # make bench     time the core against one read of the features and other libraries; files against
 #                reading them, probes against the bare model, and several processes
 # make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -30,6 +30,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 
 bench: $(VENV)/.installed-bench

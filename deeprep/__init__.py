@@ -21,8 +21,7 @@ from deeprep.metrics import compression, discrimination
 from deeprep.ops import build_info, show_config
 from deeprep.probe import LayerProbe, analyze
 from deeprep.report import LayerMetrics, LayerReport
-from deeprep.state import ClassScatter, class_scatter
-from deeprep.state.collectives import all_reduce_layers
+from deeprep.state import ClassScatter, all_reduce_layers, class_scatter
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -13,9 +13,8 @@ from deeprep import metrics as _metrics
 from deeprep.base import validate
 from deeprep.ops import on_host
 from deeprep.report.layer_metrics import choose_metrics
-from deeprep.state import ClassScatter
-from deeprep.state.collectives import all_reduce_layers
-from deeprep.state.statistics import Moments
+from deeprep.state import ClassScatter, all_reduce_layers
+from deeprep.state.moments import Moments
 
 try:
     from torchmetrics import Metric

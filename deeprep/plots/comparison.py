@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from deeprep.plots.canvas import check_path, evenly, index_axis, new_figure, save, shorten
 from deeprep.plots.curves import COMPRESSION, DISCRIMINATION
-from deeprep.report import LayerReport
+from deeprep.plots.rows import Rows
 
 # Okabe and Ito's colours, which the colour-blind tell apart too; yellow is too pale for a line.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -22,7 +22,7 @@ _LEGEND_ENTRIES = 14
 
 
 def compare(
-    reports: Mapping[str, LayerReport] | Sequence[tuple[str, LayerReport]],
+    reports: Mapping[str, Rows] | Sequence[tuple[str, Rows]],
     path: str | Path | None = None,
 ) -> Figure:
     """Draw C_l and D_l of several reports, a colour each, in one figure.
@@ -93,8 +93,8 @@ def compare(
 
 
 def _items(
-    reports: Mapping[str, LayerReport] | Sequence[tuple[str, LayerReport]],
-) -> list[tuple[str, LayerReport]]:
+    reports: Mapping[str, Rows] | Sequence[tuple[str, Rows]],
+) -> list[tuple[str, Rows]]:
     return list(reports.items() if isinstance(reports, Mapping) else reports)
 
 

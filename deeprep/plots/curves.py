@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deeprep.plots.canvas import check_path, index_axis, log_axis, new_figure, save
-from deeprep.report import LayerReport
+from deeprep.plots.rows import Rows, number
 from deeprep.theory import LineFit
 
 # A standard error of many times the value says "unknown"; so does a bar over six decades.
@@ -23,7 +23,7 @@ _LARGEST_FACTOR = 1e3
 class Curve:
     """How a metric is drawn against the layer's index."""
 
-    metric: str  # field of LayerMetrics
+    metric: str  # of a LayerRow
     symbol: str
     title: str
     marker: str
@@ -31,24 +31,24 @@ class Curve:
     is_log: bool
     gap: str  # what a layer without a value to draw has
     residual: str
-    fit: Callable[[LayerReport], LineFit | None]
+    fit: Callable[[Rows], LineFit | None]
     rate: Callable[[float], str]
 
-    def values(self, report: LayerReport) -> list[float]:
+    def values(self, report: Rows) -> list[float]:
         """Value of every layer; nan where there is none to draw."""
-        return [self._drawable(vars(layer)[self.metric]) for layer in report.layers]
+        return [self._drawable(number(layer, self.metric)) for layer in report.layers]
 
     def _drawable(self, value: float | None) -> float:
         if value is None or not math.isfinite(value) or (self.is_log and value <= 0.0):
             return math.nan
         return value
 
-    def draw(self, axes: Axes, report: LayerReport, x: Sequence[float], **style: Any) -> None:
+    def draw(self, axes: Axes, report: Rows, x: Sequence[float], **style: Any) -> None:
         """Draw the values against `x`, a gap where there is none, with the standard errors."""
         values = self.values(report)
         below, above = [], []
         for layer, value in zip(report.layers, values, strict=True):
-            error = vars(layer)[f"{self.metric}_error"]
+            error = number(layer, f"{self.metric}_error")
             low, high = self._bar(value, error)
             below.append(low)
             above.append(high)
@@ -101,17 +101,17 @@ DISCRIMINATION = Curve(
 )
 
 
-def plot_compression(report: LayerReport, path: str | Path | None = None) -> Figure:
+def plot_compression(report: Rows, path: str | Path | None = None) -> Figure:
     """C_l against l on a log axis, with the line through log C_l, l >= 1; written to `path`."""
     return _plot_curve(COMPRESSION, report, path)
 
 
-def plot_discrimination(report: LayerReport, path: str | Path | None = None) -> Figure:
+def plot_discrimination(report: Rows, path: str | Path | None = None) -> Figure:
     """D_l against l, with the line through D_l, l >= 1; written to `path`."""
     return _plot_curve(DISCRIMINATION, report, path)
 
 
-def _plot_curve(curve: Curve, report: LayerReport, path: str | Path | None) -> Figure:
+def _plot_curve(curve: Curve, report: Rows, path: str | Path | None) -> Figure:
     check_path(path)
     figure = new_figure(5.5, 4)
     axes = figure.add_subplot()
@@ -121,7 +121,7 @@ def _plot_curve(curve: Curve, report: LayerReport, path: str | Path | None) -> F
     return save(figure, path)
 
 
-def draw_with_fit(axes: Axes, curve: Curve, report: LayerReport) -> None:
+def draw_with_fit(axes: Axes, curve: Curve, report: Rows) -> None:
     """Draw one metric against the layer's index, and the line fitted to it for l >= 1."""
     depths = [layer.index for layer in report.layers]
     values = curve.values(report)
@@ -146,7 +146,7 @@ def draw_with_fit(axes: Axes, curve: Curve, report: LayerReport) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def draw_residuals(axes: Axes, curve: Curve, report: LayerReport) -> None:
+def draw_residuals(axes: Axes, curve: Curve, report: Rows) -> None:
     """Draw what the line leaves over, layer by layer; the report has a fit."""
     fit = curve.fit(report)
     assert fit is not None

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from deeprep.plots.canvas import check_path, evenly, log_axis, new_figure, save, shorten
-from deeprep.report import LayerReport
-from deeprep.report.layer_metrics import LayerMetrics
+from deeprep.plots.rows import LayerRow, Rows, number
 
 _PANELS = 4
 _LEGEND_ENTRIES = 16
@@ -21,12 +20,12 @@ _LEGEND_ENTRIES = 16
 
 class _Metric(NamedTuple):
     title: str
-    field: str  # of LayerMetrics
+    field: str  # of a LayerRow
     is_log: bool
 
-    def values(self, layers: Sequence[LayerMetrics]) -> dict[int, float]:
+    def values(self, layers: Sequence[LayerRow]) -> dict[int, float]:
         """Position -> value of the layers that have one to draw."""
-        found = {position: vars(layer)[self.field] for position, layer in enumerate(layers)}
+        found = {position: number(layer, self.field) for position, layer in enumerate(layers)}
         return {
             position: value
             for position, value in found.items()
@@ -45,9 +44,7 @@ _METRICS = (
 )
 
 
-def plot_evolution(
-    reports: Sequence[tuple[int, LayerReport]], path: str | Path | None = None
-) -> Figure:
+def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None = None) -> Figure:
     """Up to four metrics of every layer against the epoch; written to `path`.
 
     Parameters

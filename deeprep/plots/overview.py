@@ -23,9 +23,7 @@ from deeprep.plots.curves import (
     draw_residuals,
     draw_with_fit,
 )
-from deeprep.report import LayerReport
-from deeprep.report.layer_metrics import LayerMetrics
-from deeprep.report.table import caption
+from deeprep.plots.rows import LayerRow, Rows
 
 _WIDTH = 12.0  # inches
 _CURVES_HEIGHT = 4.4
@@ -37,7 +35,7 @@ _NAMED_CLASSES = 20  # of more, the names on the axes could not be read
 _BAR_CHARTS = 3
 
 
-def plot_report(report: LayerReport, path: str | Path | None = None) -> Figure:
+def plot_report(report: Rows, path: str | Path | None = None) -> Figure:
     """Draw a report: C_l and D_l with fits and residuals, and which classes lie close together.
 
     The cosines between the class means are heat maps of up to eight layers, evenly chosen, beside
@@ -66,7 +64,7 @@ def plot_report(report: LayerReport, path: str | Path | None = None) -> Figure:
     columns = _MAPS_A_ROW if rows < 2 else math.ceil(len(layers) / rows)
     below = rows * _MAP_HEIGHT if has_maps else _BARS_HEIGHT
     figure = new_figure(_WIDTH, _CURVES_HEIGHT + (below if layers else 0.0))
-    figure.suptitle(caption(report), fontsize="medium")
+    figure.suptitle(report.caption, fontsize="medium")
     if not layers:
         _draw_curves(figure, report, None)
         return save(figure, path)
@@ -91,9 +89,7 @@ def _classes_of(pairs: Sequence[ClosestClasses]) -> list[int]:
     return sorted({pair.first for pair in pairs} | {pair.second for pair in pairs})
 
 
-def _draw_curves(
-    figure: Figure | SubFigure, report: LayerReport, closest: LayerMetrics | None
-) -> None:
+def _draw_curves(figure: Figure | SubFigure, report: Rows, closest: LayerRow | None) -> None:
     """Draw both metrics over their residuals, and the closest pairs of a layer beside them."""
     grid = figure.add_gridspec(2, 2 if closest is None else 3, height_ratios=[3, 1])
     for column, curve in enumerate((COMPRESSION, DISCRIMINATION)):
@@ -103,7 +99,7 @@ def _draw_curves(
 
 
 def _draw_curve(
-    figure: Figure | SubFigure, grid: GridSpec, column: int, curve: Curve, report: LayerReport
+    figure: Figure | SubFigure, grid: GridSpec, column: int, curve: Curve, report: Rows
 ) -> None:
     has_fit = curve.fit(report) is not None
     axes = figure.add_subplot(grid[0 if has_fit else slice(None), column])
@@ -116,7 +112,7 @@ def _draw_curve(
     axes.set_xlabel("layer $l$")
 
 
-def _draw_pairs(axes: Axes, report: LayerReport, layer: LayerMetrics, count: int) -> None:
+def _draw_pairs(axes: Axes, report: Rows, layer: LayerRow, count: int) -> None:
     """Draw the `count` closest pairs of classes of a layer as bars, their names on top of these."""
     pairs = (layer.closest_pairs or ())[:count]
     cosines = [pair.cosine for pair in pairs]
@@ -140,8 +136,8 @@ def _draw_pairs(axes: Axes, report: LayerReport, layer: LayerMetrics, count: int
 
 def _draw_maps(
     figure: Figure | SubFigure,
-    report: LayerReport,
-    layers: Sequence[LayerMetrics],
+    report: Rows,
+    layers: Sequence[LayerRow],
     shape: tuple[int, int],
 ) -> None:
     """Draw the cosines of every layer as a heat map, with one scale for all."""
@@ -155,7 +151,7 @@ def _draw_maps(
 
 
 def _draw_map(
-    axes: Axes, report: LayerReport, layer: LayerMetrics, *, name_rows: bool, name_columns: bool
+    axes: Axes, report: Rows, layer: LayerRow, *, name_rows: bool, name_columns: bool
 ) -> AxesImage:
     pairs = layer.closest_pairs or ()
     classes = _classes_of(pairs)
@@ -178,5 +174,5 @@ def _draw_map(
     return image
 
 
-def _title(layer: LayerMetrics, length: int) -> str:
+def _title(layer: LayerRow, length: int) -> str:
     return f"$l$ = {layer.index}: {shorten(layer.name, length)}"

@@ -18,8 +18,8 @@ from deeprep.probe.evaluation import Progress, counting, evaluation_mode, split_
 from deeprep.probe.hooks import INPUT, LayerHooks
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
-from deeprep.probe.scores import LayerScores, Scores
-from deeprep.report import LayerReport
+from deeprep.probe.scores import Scores
+from deeprep.report import LayerReport, LayerScores
 from deeprep.report.layer_metrics import Metrics
 from deeprep.state import ClassScatter, Weighting
 
@@ -177,7 +177,7 @@ class LayerProbe:
         ValueError
             In every process, where the layers of some do not fit together.
         """
-        from deeprep.state.collectives import all_reduce_layers
+        from deeprep.state import all_reduce_layers
 
         self.scatters = all_reduce_layers(self.scatters, group)
 

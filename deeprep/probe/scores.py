@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,19 +13,8 @@ from deeprep import metrics
 from deeprep.base.validate import check_batch, to_tensors
 from deeprep.metrics import class_means
 from deeprep.metrics.directional import DirectionalSpread
+from deeprep.report import LayerScores
 from deeprep.state import ClassScatter
-
-
-@dataclass(frozen=True)
-class LayerScores:
-    """Scores of one layer on the data of the second pass; None where one is not defined.
-
-    Accuracies, of the least-squares probe and of the nearest class mean, are fractions in [0, 1].
-    """
-
-    probe_accuracy: float | None = None
-    ncc_accuracy: float | None = None
-    directional_cdnv: float | None = None
 
 
 class Scores:

@@ -1,6 +1,6 @@
 """LayerReport: what was measured, a row a layer; as a table, data frame, CSV, JSON and figure."""
 
-from deeprep.report.layer_metrics import LayerMetrics
+from deeprep.report.layer_metrics import LayerMetrics, LayerScores
 from deeprep.report.layer_report import LayerReport
 
-__all__ = ["LayerMetrics", "LayerReport"]
+__all__ = ["LayerMetrics", "LayerReport", "LayerScores"]

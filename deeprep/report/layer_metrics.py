@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import ClosestClasses, class_means
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.settled import SettledScatter
-
-if TYPE_CHECKING:
-    from deeprep.probe.scores import LayerScores
 
 Value = TypeVar("Value")
 Metrics = Literal["auto"] | Sequence[str]
@@ -73,6 +70,18 @@ class LayerMetrics:
     probe_accuracy: float | None = None
     ncc_accuracy: float | None = None
     closest_pairs: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Scores of one layer on the data of the second pass; None where one is not defined.
+
+    Accuracies, of the least-squares probe and of the nearest class mean, are fractions in [0, 1].
+    """
+
+    probe_accuracy: float | None = None
+    ncc_accuracy: float | None = None
+    directional_cdnv: float | None = None
 
 
 def choose_metrics(asked: Metrics, scatters: Mapping[str, ClassScatter]) -> frozenset[str] | None:

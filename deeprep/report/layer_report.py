@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any
 from deeprep.base import strict_json
 from deeprep.base.paths import atomic_path, write_text
 from deeprep.metrics import ClosestClasses
-from deeprep.report.layer_metrics import LayerMetrics, Metrics, choose_metrics, measure_layer
-from deeprep.report.table import html_table, rich_table
+from deeprep.report.layer_metrics import (
+    LayerMetrics,
+    LayerScores,
+    Metrics,
+    choose_metrics,
+    measure_layer,
+)
+from deeprep.report.table import Content, html_table, rich_table
 from deeprep.state import ClassScatter, Weighting
 from deeprep.theory import LineFit, fit_line
 
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-    from deeprep.probe.scores import LayerScores
 
 __all__ = ["LayerMetrics", "LayerReport"]
 
@@ -160,6 +165,18 @@ class LayerReport:
             )
         return "\n".join(lines) or "fewer than two hidden layers: no rate to fit"
 
+    @property
+    def caption(self) -> str:
+        """On what and how it was measured, in a line."""
+        parts = [
+            f"{self.num_samples} samples, {self.num_classes} classes",
+            f"Sigma_B with {self.weighting} weights"
+            + (", corrected for few samples" if self.corrected else ""),
+        ]
+        if any(layer.compression_error is not None for layer in self.layers):
+            parts.append("± standard error, jackknife over classes")
+        return "; ".join(parts)
+
     def class_name(self, index: int) -> str:
         """Name of a class; its number where the report has no names."""
         return str(index) if self.class_names is None else self.class_names[index]
@@ -194,13 +211,16 @@ class LayerReport:
 
     # ---------------------------------------------------------------- to be looked at
 
+    def _content(self) -> Content:
+        return Content(self.layers, self.class_names, self.caption)
+
     def table(self, title: str | None = None, width: int | None = None) -> Table:
         """Return the report as a `rich` table, a row a layer, of the columns that have a value.
 
         Where not all fit into `width`, by default that of the terminal, the least telling are left
         out and named below the table.
         """
-        return rich_table(self, title, width)
+        return rich_table(self._content(), title, width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
@@ -221,7 +241,9 @@ class LayerReport:
 
     def _repr_html_(self) -> str:
         notes = [*self.summary().splitlines(), *(f"warning: {text}" for text in self.warnings)]
-        return html_table(self) + "".join(f"<div>{html.escape(note)}</div>" for note in notes)
+        return html_table(self._content()) + "".join(
+            f"<div>{html.escape(note)}</div>" for note in notes
+        )
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw compression, discrimination and the cosines between the class means in one figure.

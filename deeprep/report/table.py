@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from deeprep.report.layer_metrics import LayerMetrics
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from deeprep.report import LayerReport
-    from deeprep.report.layer_metrics import LayerMetrics
 
 # Heading, field of LayerMetrics, format; the most telling first: the last ones give way where
 # there is no room.
@@ -33,19 +34,35 @@ _METRICS = (
 )
 
 
-def caption(report: LayerReport) -> str:
-    """Say on what and how the report was measured."""
-    parts = [
-        f"{report.num_samples} samples, {report.num_classes} classes",
-        f"Sigma_B with {report.weighting} weights"
-        + (", corrected for few samples" if report.corrected else ""),
-    ]
-    if any(layer.compression_error is not None for layer in report.layers):
-        parts.append("± standard error, jackknife over classes")
-    return "; ".join(parts)
+@dataclass(frozen=True)
+class Content:
+    """What a table shows: a row a layer, the classes' names if they have any, and a caption."""
+
+    layers: Sequence[LayerMetrics]
+    class_names: Sequence[str] | None
+    caption: str
+
+    def columns(self) -> list[tuple[str, list[str]]]:
+        """Heading and cells of every metric that some layer has."""
+        return [
+            (heading, [self._cell(layer, name, spec) for layer in self.layers])
+            for heading, name, spec in _METRICS
+            if any(vars(layer)[name] is not None for layer in self.layers)
+        ]
+
+    def _cell(self, layer: LayerMetrics, name: str, spec: str) -> str:
+        value = vars(layer)[name]
+        if value is None:
+            return "-"
+        if name == "closest_classes":
+            if self.class_names is None:
+                return ",".join(map(str, value))
+            return ", ".join(self.class_names[index] for index in value)
+        error = vars(layer).get(f"{name}_error")
+        return format(value, spec) + ("" if error is None else f" ±{error:.1g}")
 
 
-def rich_table(report: LayerReport, title: str | None, width: int | None) -> Table:
+def rich_table(content: Content, title: str | None, width: int | None) -> Table:
     """Return a table of the columns that have a value and fit into `width`."""
     from rich import get_console
     from rich.console import Console
@@ -53,36 +70,36 @@ def rich_table(report: LayerReport, title: str | None, width: int | None) -> Tab
 
     width = get_console().width if width is None else width
     unlimited = Console(width=10_000)
-    columns = _columns(report)
+    columns = content.columns()
     for shown in range(len(columns), 0, -1):
         left_out = [heading for heading, _ in columns[shown:]]
-        table = _rich_table(report, columns[:shown], title, left_out, width)
+        table = _rich_table(content, columns[:shown], title, left_out, width)
         if Measurement.get(unlimited, unlimited.options, table).maximum <= width:
             return table
-    return _rich_table(report, columns[:2], title, [heading for heading, _ in columns[2:]], width)
+    return _rich_table(content, columns[:2], title, [heading for heading, _ in columns[2:]], width)
 
 
-def html_table(report: LayerReport) -> str:
+def html_table(content: Content) -> str:
     """Return an HTML table of all columns that have a value."""
-    names = [layer.name for layer in report.layers]
+    names = [layer.name for layer in content.layers]
     columns = [
-        ("l", [str(layer.index) for layer in report.layers]),
+        ("l", [str(layer.index) for layer in content.layers]),
         ("layer", names),
-        ("d", [str(layer.num_features) for layer in report.layers]),
-        *_columns(report),
+        ("d", [str(layer.num_features) for layer in content.layers]),
+        *content.columns(),
     ]
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading, _ in columns)
     body = ""
     for row in zip(*(cells for _, cells in columns), strict=True):
         body += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
     return (
-        f"<table>\n<caption>{html.escape(caption(report))}</caption>\n"
+        f"<table>\n<caption>{html.escape(content.caption)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
     )
 
 
 def _rich_table(
-    report: LayerReport,
+    content: Content,
     columns: list[tuple[str, list[str]]],
     title: str | None,
     left_out: list[str],
@@ -92,7 +109,7 @@ def _rich_table(
     from rich.markup import escape
     from rich.table import Table
 
-    below = caption(report)
+    below = content.caption
     if left_out:
         below += f"; no room for {', '.join(left_out)}"
     table = Table(
@@ -103,28 +120,11 @@ def _rich_table(
     for heading in ("d", *(heading for heading, _ in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = (
-        zip(*(cells for _, cells in columns), strict=True) if columns else [()] * len(report.layers)
+        zip(*(cells for _, cells in columns), strict=True)
+        if columns
+        else [()] * len(content.layers)
     )
-    for layer, cells in zip(report.layers, rows, strict=True):
+    for layer, cells in zip(content.layers, rows, strict=True):
         first = (str(layer.index), escape(layer.name), str(layer.num_features))
         table.add_row(*first, *(escape(cell) for cell in cells))
     return table
-
-
-def _columns(report: LayerReport) -> list[tuple[str, list[str]]]:
-    """Heading and cells of every metric that some layer has."""
-    return [
-        (heading, [_cell(report, layer, name, spec) for layer in report.layers])
-        for heading, name, spec in _METRICS
-        if any(vars(layer)[name] is not None for layer in report.layers)
-    ]
-
-
-def _cell(report: LayerReport, layer: LayerMetrics, name: str, spec: str) -> str:
-    value = vars(layer)[name]
-    if value is None:
-        return "-"
-    if name == "closest_classes":
-        return (", " if report.class_names else ",").join(map(report.class_name, value))
-    error = vars(layer).get(f"{name}_error")
-    return format(value, spec) + ("" if error is None else f" ±{error:.1g}")

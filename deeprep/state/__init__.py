@@ -5,6 +5,7 @@ what is read off it in `statistics`, and how it moves in `streaming`, `collectiv
 `state_file`.
 """
 
+from deeprep.state.layers import all_reduce_layers
 from deeprep.state.scatter import ClassScatter, Weighting, class_scatter
 
-__all__ = ["ClassScatter", "Weighting", "class_scatter"]
+__all__ = ["ClassScatter", "Weighting", "all_reduce_layers", "class_scatter"]

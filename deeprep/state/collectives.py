@@ -9,8 +9,8 @@ travel together, in buckets of bounded size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -19,10 +19,12 @@ from deeprep import ops
 from deeprep.base.ranks import Ranks
 from deeprep.base.validate import require
 from deeprep.state.merge import merge_moments
-from deeprep.state.scatter import ClassScatter
-from deeprep.state.statistics import Moments
+from deeprep.state.moments import Moments
+from deeprep.state.statistics import Statistics
 
-__all__ = ["all_reduce", "all_reduce_layers", "merged_share"]
+__all__ = ["all_reduce", "merged_share"]
+
+State = TypeVar("State", bound=Statistics)
 
 # Numbers of one message, 32 MiB: enough to run the network at full speed. Some four such buffers
 # are the memory that reducing states of any size takes.
@@ -41,7 +43,7 @@ class _Found(NamedTuple):
     refused: bool
 
     @classmethod
-    def of(cls, scatter: ClassScatter) -> _Found:
+    def of(cls, scatter: Statistics) -> _Found:
         return cls(
             scatter.num_classes,
             scatter.num_features,
@@ -59,8 +61,8 @@ class _Found(NamedTuple):
             f"full={self.full}, ignore_index={self.ignore_index})"
         )
 
-    def empty(self) -> ClassScatter:
-        return ClassScatter(
+    def empty(self, kind: type[State]) -> State:
+        return kind(
             self.num_classes,
             self.num_features,
             full=self.full,
@@ -69,67 +71,25 @@ class _Found(NamedTuple):
         )
 
 
-def all_reduce_layers(
-    scatters: dict[str, ClassScatter], group: Any = None
-) -> dict[str, ClassScatter]:
-    """Make the states of every layer, of all processes of a torch.distributed group, one.
-
-    All processes of the group must call it. A layer that some of them have no state of, for want
-    of samples, is there afterwards in all; layers come in the order of the lowest rank that has
-    any. Counts, means and sums of squares are those of merging the states in the order of the
-    ranks, bit by bit, and the same on every rank. Memory beyond the states: some 128 MiB, or two
-    rows of every process where these are larger.
+def all_reduce(
+    scatters: dict[str, State], ranks: Ranks, name: str, kind: type[State]
+) -> dict[str, State]:
+    """Make the states of every layer, of all ranks, one: see `deeprep.all_reduce_layers`.
 
     Parameters
     ----------
     scatters
-        Layer -> state. States are changed in place, the dict is not.
-    group
-        A torch.distributed group; default: all processes.
-
-    Returns
-    -------
-    Layer -> state: those passed in, and new ones.
-
-    Raises
-    ------
-    ValueError
-        In every process, where states of a layer differ in shape, `full` or ignore_index between
-        ranks, where the state of any holds an error, or where the group cannot move tensors of
-        their device; all are untouched.
-    RankLostError
-        Where a process does not come within the timeout of the group, or dies. States are
-        untouched if it never came, and else not to be used.
-
-    Examples
-    --------
-    >>> import torch, deeprep
-    >>> from deeprep.state.collectives import all_reduce_layers
-    >>> s = deeprep.class_scatter(torch.eye(2), torch.tensor([0, 1]))
-    >>> torch.distributed.init_process_group(
-    ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    ... )
-    >>> all_reduce_layers({"fc": s})
-    {'fc': ClassScatter(num_classes=2, num_features=2, full=False, num_samples=2)}
-    >>> torch.distributed.destroy_process_group()
+        Layer -> state, changed in place.
+    name
+        How errors call the state of a layer: a format of the layer's name.
+    kind
+        Of the states, to make those of layers that this rank has seen no sample of.
     """
-    ranks = Ranks.of(group, f"all_reduce_layers of {len(scatters)} layers")
-    return _all_reduce(scatters, ranks, "layer {!r}")
-
-
-def all_reduce(scatter: ClassScatter, group: Any = None) -> None:
-    """Make the states of all processes one: see `ClassScatter.all_reduce`."""
-    _all_reduce({"": scatter}, Ranks.of(group, "all_reduce"), "the state")
-
-
-def _all_reduce(
-    scatters: dict[str, ClassScatter], ranks: Ranks, name: str
-) -> dict[str, ClassScatter]:
     found = _agree(scatters, ranks, name)
     merged = {
-        layer: scatters[layer] if layer in scatters else found[layer].empty() for layer in found
+        layer: scatters[layer] if layer in scatters else found[layer].empty(kind) for layer in found
     }
-    by_place: dict[torch.device, list[ClassScatter]] = {}
+    by_place: dict[torch.device, list[State]] = {}
     for layer, scatter in merged.items():
         by_place.setdefault(ranks.transport(found[layer].device_type), []).append(scatter)
         scatter.resolution = found[layer].resolution
@@ -146,7 +106,7 @@ def _all_reduce(
     return merged
 
 
-def merged_share(scatter: ClassScatter, ranks: Ranks) -> ClassScatter:
+def merged_share(scatter: State, ranks: Ranks) -> State:
     """Return the merged state of the classes that this rank answers for, in new memory.
 
     The states of the ranks are left as they are; errors as in `all_reduce_layers`. There must be
@@ -157,7 +117,7 @@ def merged_share(scatter: ClassScatter, ranks: Ranks) -> ClassScatter:
     wanted = f"at least {ranks.size}, one for each process"
     require("num_classes", found.num_classes, found.num_classes >= ranks.size, wanted)
     begin, end = ranks.share(ranks.rank, scatter.num_classes)
-    share = ClassScatter(
+    share = type(scatter)(
         end - begin,
         scatter.num_features,
         device=scatter.device,
@@ -171,7 +131,7 @@ def merged_share(scatter: ClassScatter, ranks: Ranks) -> ClassScatter:
     return share
 
 
-def _agree(scatters: dict[str, ClassScatter], ranks: Ranks, name: str) -> dict[str, _Found]:
+def _agree(scatters: Mapping[str, Statistics], ranks: Ranks, name: str) -> dict[str, _Found]:
     """Return what the ranks have, the same on all of them, or raise on all of them.
 
     `name` is how errors call the state of a layer, a format of the layer's name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from deeprep.state import pooled
-from deeprep.state.statistics import Moments
+from deeprep.state.moments import Moments
 
 
 def merge_moments(

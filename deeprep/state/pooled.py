@@ -22,7 +22,7 @@ from torch import Tensor
 from deeprep import ops
 
 if TYPE_CHECKING:
-    from deeprep.state.statistics import Moments
+    from deeprep.state.moments import Moments
 
 # Rows of one product: enough that adding its (d, d) result to S in float64 costs little next to it,
 # few enough that a block of narrow rows stays in the cache and that float32 sums stay accurate; and

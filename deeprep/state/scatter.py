@@ -10,10 +10,12 @@ from torch import Tensor
 
 from deeprep import ops
 from deeprep.base import validate
-from deeprep.state import pooled, streaming
+from deeprep.base.ranks import Ranks
+from deeprep.state import collectives, pooled, streaming
 from deeprep.state.merge import merge_moments
+from deeprep.state.moments import Moments
 from deeprep.state.state_file import STATE_VERSION, read_state, write_state
-from deeprep.state.statistics import Moments, Statistics, Weighting
+from deeprep.state.statistics import Statistics, Weighting
 
 __all__ = ["ClassScatter", "Weighting", "class_scatter"]
 
@@ -173,9 +175,8 @@ class ClassScatter(Statistics):
             Where a process does not come within the timeout of the group, or dies. The state is
             untouched if it never came, and else not to be used.
         """
-        from deeprep.state import collectives
-
-        collectives.all_reduce(self, group)
+        ranks = Ranks.of(group, "all_reduce")
+        collectives.all_reduce({"": self}, ranks, "the state", ClassScatter)
 
     def reset(self) -> None:
         """Forget every sample and every error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from deeprep import ops
 from deeprep.base import validate
 from deeprep.base.validate import UndefinedStatisticError
+from deeprep.state.moments import Moments
 
 Weighting = Literal["uniform", "prior"]
 
@@ -19,25 +20,6 @@ def name_classes(classes: list[int]) -> str:
     """Say which classes, the first few by number: "2 classes (3, 7)"."""
     listed = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
     return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
-
-
-class Moments(NamedTuple):
-    """counts (K,) int64, means (K, d) float64, sumsq (K,) float64: what the core updates."""
-
-    counts: Tensor
-    means: Tensor
-    sumsq: Tensor
-
-    @classmethod
-    def zeros(
-        cls, num_classes: int, num_features: int, device: torch.device | str | None
-    ) -> Moments:
-        """Moments of no samples."""
-        return cls(
-            torch.zeros(num_classes, dtype=torch.int64, device=device),
-            torch.zeros((num_classes, num_features), dtype=torch.float64, device=device),
-            torch.zeros(num_classes, dtype=torch.float64, device=device),
-        )
 
 
 class Statistics:

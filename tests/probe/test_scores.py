@@ -10,7 +10,8 @@ from torch import distributed
 import deeprep
 from deeprep import metrics
 from deeprep.metrics import class_means
-from deeprep.probe.scores import LayerScores, Scores
+from deeprep.probe.scores import Scores
+from deeprep.report import LayerScores
 
 
 def problem(num_classes=5, num_features=7, num_samples=90, dtype=torch.float32, offset=0.0):

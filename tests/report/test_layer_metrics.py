@@ -10,8 +10,7 @@ import torch
 import deeprep
 from deeprep import LayerReport, metrics
 from deeprep.metrics import class_means
-from deeprep.probe.scores import LayerScores
-from deeprep.report import layer_metrics
+from deeprep.report import LayerScores, layer_metrics
 
 OF_CLASSES = ("cdnv", "equinorm", "equiangularity", "etf_error", "gnc2")
 

@@ -17,8 +17,7 @@ import deeprep
 from deeprep import ClassScatter, class_scatter
 from deeprep.base.ranks import RankLostError
 from deeprep.sharded import reduce_scatter
-from deeprep.state import collectives
-from deeprep.state.collectives import all_reduce_layers
+from deeprep.state import all_reduce_layers, collectives
 
 NUM_CLASSES, WIDTH = 5, 7
 
