@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deeprep.base.warn import warn
 from deeprep.models.loaded import (
     MAX_LENGTH,
     LoadedModel,
@@ -91,7 +91,7 @@ def _pretrained(folder: Path) -> Any:
     if any(not name.startswith("pooler.") for name in missing):
         raise ValueError(f"weights {folder} lack {listed(missing)}")
     if missing:
-        warnings.warn(f"weights {folder} lack {listed(missing)}: random here", stacklevel=2)
+        warn(f"weights {folder} lack {listed(missing)}: random here")
     return _encoder(model)
 
 

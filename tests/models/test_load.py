@@ -213,8 +213,9 @@ def bert(tmp_path):
 
 def test_hugging_face_folder(bert, tmp_path):
     folder, trained = bert
-    with pytest.warns(UserWarning, match="pooler.dense.*: random here"):
+    with pytest.warns(UserWarning, match="pooler.dense.*: random here") as caught:
         model = load_model(f"hf:{folder}", 2)
+    assert caught[0].filename == __file__
     assert model.weights == str(folder)
     assert model.max_length == 20
     ids = model.tokenizer(["good bad", "other"], padding=True, return_tensors="pt")
