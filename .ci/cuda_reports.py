@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 FEATURE_TYPES = ("float32", "float64", "float16", "bfloat16")  # in the order of csrc/dispatch.h
-THREADS_PER_BLOCK = 256  # of StreamDevice, csrc/cuda/stream.cu
+THREADS_PER_BLOCK = 256  # of StreamDevice, csrc/cuda/launch.cu
 
 
 @dataclass(frozen=True)

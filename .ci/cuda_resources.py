@@ -35,7 +35,7 @@ from cuda_reports import (
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/cuda/resources.md"
-SOURCE = "csrc/cuda/stream.cu"
+SOURCE = "csrc/cuda/launch.cu"
 LEAST_LOADS = 8  # of 16 bytes that a thread has in flight in the fused pass
 HOT_KERNELS = re.compile(r"sum_segments<\w+, aligned>")
 FEATURE_LOAD_SASS = r"LDG\.E\.128"
@@ -133,13 +133,13 @@ def compile_all(nvcc: Path, cuobjdump: Path | None) -> list[Compiled]:
             print(f"compiling {SOURCE} for {architecture}", flush=True)
             place = Path(folder, architecture)
             place.mkdir()
-            cubin = place / "stream.cubin"
+            cubin = place / "launch.cubin"
             report = _run(for_architecture(command, architecture, cubin)).stderr
             sass = None
             if cuobjdump is not None:
                 listing = _run([cuobjdump, "-sass", cubin], cuobjdump.parent)  # calls nvdisasm
                 sass = parse_sass(listing.stdout)
-            ptx = parse_ptx((place / "stream.ptx").read_text())
+            ptx = parse_ptx((place / "launch.ptx").read_text())
             compiled.append(Compiled(architecture, parse_ptxas(report), ptx, sass))
     return compiled
 

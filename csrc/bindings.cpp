@@ -6,7 +6,7 @@
 #include "class_moments.h"
 #include "cpu/simd.h"
 #ifdef DEEPREP_HAS_CUDA
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 #endif
 #include "shift_rows.h"
 #include "squared_distances.h"

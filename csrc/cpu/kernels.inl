@@ -1,4 +1,4 @@
-// The kernels, compiled once per instruction set (kernels_portable.cpp, kernels_avx2.cpp,
+// The kernels, compiled once per instruction set (kernels_generic.cpp, kernels_avx2.cpp,
 // kernels_avx512.cpp) inside the namespace of that set, with kVectorBytes its vector width.
 //
 // Nothing here may call an inline function with external linkage (std:: included): the linker is

@@ -4,7 +4,7 @@
 // strip are zeros. Shuffles give every thread of the team the same sum.
 #pragma once
 
-#include "cuda/tables.cuh"
+#include "cuda/segments.cuh"
 
 namespace deeprep::cuda {
 

@@ -9,8 +9,8 @@
 #pragma once
 
 #include "cuda/elements.cuh"
+#include "cuda/segments.cuh"
 #include "cuda/strips.cuh"
-#include "cuda/tables.cuh"
 
 namespace deeprep::cuda {
 

@@ -1,5 +1,5 @@
-// The device of cuda/update.h on the host: kernels run in the executor, the sort and the sum are
-// the standard library's, device memory is host memory.
+// The device of cuda/class_moments.h on the host: kernels run in the executor, the sort and the sum
+// are the standard library's, device memory is host memory.
 #pragma once
 
 #include <sanitizer/asan_interface.h>
@@ -9,7 +9,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cuda/update.h"
+#include "cuda/class_moments.h"
 
 namespace simt {
 

@@ -1,9 +1,9 @@
-// The launchers: CUDA's streams and CUB under the sequence of cuda/update.h.
+// The launchers: CUDA's streams and CUB under the sequence of cuda/class_moments.h.
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 
-#include "cuda/stream.h"
-#include "cuda/update.h"
+#include "cuda/class_moments.h"
+#include "cuda/launch.h"
 
 namespace deeprep::cuda {
 namespace {

@@ -2,7 +2,7 @@
 // nothing is allocated, nothing waits. Declared without CUDA's headers.
 #pragma once
 
-#include "class_moments.h"
+#include "../class_moments.h"
 
 namespace deeprep::cuda {
 
@@ -15,7 +15,7 @@ const char* build_description();
 int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
                               int64_t num_classes);
 
-// See cuda/update.h. Status: kOutOfMemory, and nothing done, if scratch_bytes are too few;
+// See cuda/class_moments.h. Status: kOutOfMemory, and nothing done, if scratch_bytes are too few;
 // kCudaError if a launch failed.
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream);

@@ -12,9 +12,10 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "class_moments.h"
+#include "../class_moments.h"
 #include "cuda/merge_segments.cuh"
-#include "cuda/rows_and_means.cuh"
+#include "cuda/shift_rows.cuh"
+#include "cuda/squared_distances.cuh"
 
 namespace deeprep::cuda {
 
