@@ -29,8 +29,8 @@ ptxas info    : Function properties for {HOT}
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 128 registers, used 0 barriers
 ptxas info    : Compile time = 300.1 ms
-ptxas info    : Compiling entry function '_ZN7deeprep4cuda6finishENS0_5BatchE' for 'sm_90'
-ptxas info    : Function properties for _ZN7deeprep4cuda6finishENS0_5BatchE
+ptxas info    : Compiling entry function '_ZN7deeprep4cuda12add_to_stateENS0_5BatchE' for 'sm_90'
+ptxas info    : Function properties for _ZN7deeprep4cuda12add_to_stateENS0_5BatchE
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 38 registers, used 1 barriers, 65536 bytes smem
 """
@@ -66,12 +66,12 @@ def compiled(ptxas=PTXAS, ptx=PTX, sass=None):
 
 
 def test_a_report_becomes_a_table_without_cubs_kernels():
-    finish, hot = cuda_reports.parse_ptxas(PTXAS)
-    assert (finish.kernel, finish.registers, finish.shared) == ("finish", 38, 65536)
+    small, hot = cuda_reports.parse_ptxas(PTXAS)
+    assert (small.kernel, small.registers, small.shared) == ("add_to_state", 38, 65536)
     assert (hot.kernel, hot.registers) == ("sum_segments<bfloat16, aligned>", 128)
     # 128 registers for 256 threads: two blocks of eight warps; 64 KiB of 228 KiB: three.
     assert (hot.resident_warps, hot.occupancy) == (16, 0.25)
-    assert finish.resident_warps == 24
+    assert small.resident_warps == 24
     table = cuda_resources.render([compiled()], "13.0.88")
     assert "| `sum_segments<bfloat16, aligned>` | 128 | 0 | 0 | 0 | 16 | 25.0% |" in table
     assert cuda_resources.find_faults(compiled()) == []
@@ -164,7 +164,7 @@ def test_reports_that_are_not_understood_raise():
     with pytest.raises(ValueError, match="reports no registers"):
         cuda_reports.parse_ptxas(PTXAS.replace("Used 128", "Uses 128"))
     with pytest.raises(ValueError, match="template argument"):
-        cuda_reports.kernel_name("_ZN7deeprep4cuda6finishIdEEvv")
+        cuda_reports.kernel_name("_ZN7deeprep4cuda12add_to_stateIdEEvv")
 
 
 def test_a_missing_nvcc_fails_loudly(monkeypatch, capsys):

@@ -1,7 +1,7 @@
 // class_moments on a CUDA device: scratch, and the order of launches.
 //
 //     make_keys -> sort -> find_runs -> count_segments -> sum -> list_segments
-//               -> sum_segments -> merge_segments -> finish, report_label
+//               -> sum_segments -> merge_segments -> add_to_state, report_label
 //
 // A template over the Device that launches and sorts, so that tests/simt runs this very sequence,
 // and the kernels, on the host. Nothing is allocated and nothing waits: all scratch is passed in,
@@ -14,8 +14,6 @@
 
 #include "../class_moments.h"
 #include "cuda/merge_segments.cuh"
-#include "cuda/shift_rows.cuh"
-#include "cuda/squared_distances.cuh"
 
 namespace deeprep::cuda {
 
@@ -111,29 +109,14 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
   }
 }
 
-// Calls visit with the feature type as a constant.
-template <typename Visitor>
-void visit_type(FeatureType type, Visitor&& visit) {
-  switch (type) {
-    case FeatureType::kFloat32:
-      return visit(std::integral_constant<FeatureType, FeatureType::kFloat32>());
-    case FeatureType::kFloat64:
-      return visit(std::integral_constant<FeatureType, FeatureType::kFloat64>());
-    case FeatureType::kFloat16:
-      return visit(std::integral_constant<FeatureType, FeatureType::kFloat16>());
-    case FeatureType::kBFloat16:
-      return visit(std::integral_constant<FeatureType, FeatureType::kBFloat16>());
-  }
-}
-
 // Merges a batch into the state, all of it on the device. error: 3 integers, -1 to begin with; on a
 // label out of range the row and the label appear there, and the state is left as it is, by this
 // update and by all that follow. scratch: Scratch::num_bytes() or more, aligned to
 // kScratchAlignment; with fewer, kOutOfMemory, and nothing is launched.
 template <typename Device>
-Status class_moments(Device& device, const Features& features, const Labels& labels,
-                     const ClassMoments& state, int64_t* error, char* scratch_base,
-                     int64_t scratch_bytes) {
+Status launch_class_moments(Device& device, const Features& features, const Labels& labels,
+                            const ClassMoments& state, int64_t* error, char* scratch_base,
+                            int64_t scratch_bytes) {
   const int64_t num_rows = features.num_rows;
   if (num_rows == 0) return {};
   const Scratch<Device> scratch(device, num_rows, features.num_columns, features.type,
@@ -186,44 +169,12 @@ Status class_moments(Device& device, const Features& features, const Labels& lab
   const int team = team_size(features.num_columns, 4);
   device.launch(merge_segments, blocks(state.num_classes * scratch.plan.num_strips, team), threads,
                 batch, team);
-  device.launch(finish, blocks(state.num_classes, kWarpThreads), threads, batch);
+  device.launch(add_to_state, blocks(state.num_classes, kWarpThreads), threads, batch);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
     using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
     device.launch(report_label<Label>, 1, kWarpThreads, batch, values);
   });
   return {};
-}
-
-// As on the CPU, see shift_rows.h.
-template <typename Device>
-void shift_rows(Device& device, const Features& features, const Labels& labels, const void* pivots,
-                void* out) {
-  if (features.num_rows == 0) return;
-  const int64_t size = size_of(features.type);
-  const int threads = static_cast<int>(
-      std::min<int64_t>(device.threads_per_block(), ceil_div(features.num_columns, 32) * 32));
-  const int64_t blocks = std::min(features.num_rows, device.max_blocks(threads));
-  visit_type(features.type, [&](auto type) {
-    constexpr FeatureType kType = decltype(type)::value;
-    using Accumulator = typename Element<kType>::Accumulator;
-    visit_labels(labels.data, labels.type, [&](const auto* values) {
-      using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-      device.launch(subtract_pivots<kType, Label>, blocks, threads,
-                    static_cast<const char*>(features.data), features.num_rows,
-                    features.num_columns, features.row_stride * size, features.column_stride * size,
-                    values, labels.ignore_index, static_cast<const Accumulator*>(pivots),
-                    static_cast<Accumulator*>(out));
-    });
-  });
-}
-
-// As on the CPU, see squared_distances.h.
-template <typename Device>
-void squared_distances(Device& device, const double* means, const double* center, double* out,
-                       int64_t num_classes, int64_t num_columns) {
-  constexpr int kThreads = kDistanceWarps * 32;
-  device.launch(sum_squared_distances, std::min(num_classes, device.max_blocks(kThreads)), kThreads,
-                means, center, out, num_classes, num_columns);
 }
 
 }  // namespace deeprep::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/simt.h"
 #include "dispatch.h"
@@ -99,5 +100,20 @@ struct Columns {
     }
   }
 };
+
+// Calls visit with the feature type as a constant.
+template <typename Visitor>
+void visit_type(FeatureType type, Visitor&& visit) {
+  switch (type) {
+    case FeatureType::kFloat32:
+      return visit(std::integral_constant<FeatureType, FeatureType::kFloat32>());
+    case FeatureType::kFloat64:
+      return visit(std::integral_constant<FeatureType, FeatureType::kFloat64>());
+    case FeatureType::kFloat16:
+      return visit(std::integral_constant<FeatureType, FeatureType::kFloat16>());
+    case FeatureType::kBFloat16:
+      return visit(std::integral_constant<FeatureType, FeatureType::kBFloat16>());
+  }
+}
 
 }  // namespace deeprep::cuda

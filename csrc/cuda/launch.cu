@@ -1,9 +1,11 @@
-// The launchers: CUDA's streams and CUB under the sequence of cuda/class_moments.h.
+// The launchers of the kernels on CUDA's streams, with CUB for the sort and the sum.
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 
 #include "cuda/class_moments.h"
 #include "cuda/launch.h"
+#include "cuda/shift_rows.cuh"
+#include "cuda/squared_distances.cuh"
 
 namespace deeprep::cuda {
 namespace {
@@ -93,22 +95,22 @@ int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream) {
   StreamDevice device(stream);
-  const Status status = class_moments(device, features, labels, state, error,
-                                      static_cast<char*>(scratch), scratch_bytes);
+  const Status status = launch_class_moments(device, features, labels, state, error,
+                                             static_cast<char*>(scratch), scratch_bytes);
   return device.status().ok() ? status : device.status();
 }
 
 Status shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
                   Stream stream) {
   StreamDevice device(stream);
-  shift_rows(device, features, labels, pivots, out);
+  launch_shift_rows(device, features, labels, pivots, out);
   return device.status();
 }
 
 Status squared_distances(const double* means, const double* center, double* out,
                          int64_t num_classes, int64_t num_columns, Stream stream) {
   StreamDevice device(stream);
-  squared_distances(device, means, center, out, num_classes, num_columns);
+  launch_squared_distances(device, means, center, out, num_classes, num_columns);
   return device.status();
 }
 

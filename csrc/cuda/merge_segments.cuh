@@ -63,7 +63,7 @@ static __global__ void merge_segments(Batch batch, int team_size) {
 }
 
 // Adds rows and growth to each class. Parallel axis: classes, a warp each.
-static __global__ void finish(Batch batch) {
+static __global__ void add_to_state(Batch batch) {
   if (is_refused(batch)) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int64_t num_strips = batch.plan.num_strips;

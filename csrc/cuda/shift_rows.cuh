@@ -1,19 +1,23 @@
-// Rows shifted by the pivots of their classes, for the pooled scatter.
+// shift_rows on a CUDA device: one kernel.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
+#include "../class_moments.h"
 #include "cuda/elements.cuh"
 #include "cuda/simt.h"
+#include "plan.h"
 
 namespace deeprep::cuda {
 
 // out[i] = x_i - pivots[labels[i]], or 0 where labels[i] == ignore_index. Parallel axis: rows, a
 // block each, and columns.
 template <FeatureType kType, typename Label>
-__global__ void subtract_pivots(const char* features, int64_t num_rows, int64_t num_columns,
-                                int64_t row_stride, int64_t column_stride, const Label* labels,
-                                int64_t ignore_index,
-                                const typename Element<kType>::Accumulator* pivots,
-                                typename Element<kType>::Accumulator* out) {
+__global__ void shift_rows(const char* features, int64_t num_rows, int64_t num_columns,
+                           int64_t row_stride, int64_t column_stride, const Label* labels,
+                           int64_t ignore_index, const typename Element<kType>::Accumulator* pivots,
+                           typename Element<kType>::Accumulator* out) {
   using Bits = typename Element<kType>::Bits;
   for (int64_t i = blockIdx.x; i < num_rows; i += gridDim.x) {
     const int64_t label = labels[i];
@@ -25,6 +29,29 @@ __global__ void subtract_pivots(const char* features, int64_t num_rows, int64_t 
                                 : 0;
     }
   }
+}
+
+// As on the CPU, see shift_rows.h.
+template <typename Device>
+void launch_shift_rows(Device& device, const Features& features, const Labels& labels,
+                       const void* pivots, void* out) {
+  if (features.num_rows == 0) return;
+  const int64_t size = size_of(features.type);
+  const int threads = static_cast<int>(
+      std::min<int64_t>(device.threads_per_block(), ceil_div(features.num_columns, 32) * 32));
+  const int64_t blocks = std::min(features.num_rows, device.max_blocks(threads));
+  visit_type(features.type, [&](auto type) {
+    constexpr FeatureType kType = decltype(type)::value;
+    using Accumulator = typename Element<kType>::Accumulator;
+    visit_labels(labels.data, labels.type, [&](const auto* values) {
+      using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+      device.launch(shift_rows<kType, Label>, blocks, threads,
+                    static_cast<const char*>(features.data), features.num_rows,
+                    features.num_columns, features.row_stride * size, features.column_stride * size,
+                    values, labels.ignore_index, static_cast<const Accumulator*>(pivots),
+                    static_cast<Accumulator*>(out));
+    });
+  });
 }
 
 }  // namespace deeprep::cuda

@@ -1,5 +1,7 @@
-// Squared distances of the class means, for traces and norms.
+// squared_distances on a CUDA device: one kernel.
 #pragma once
+
+#include <algorithm>
 
 #include "cuda/simt.h"
 #include "cuda/strips.cuh"
@@ -42,6 +44,15 @@ static __global__ void sum_squared_distances(const double* means, const double* 
     }
     if (threadIdx.x == 0) out[k] = total;
   }
+}
+
+// As on the CPU, see squared_distances.h.
+template <typename Device>
+void launch_squared_distances(Device& device, const double* means, const double* center,
+                              double* out, int64_t num_classes, int64_t num_columns) {
+  constexpr int kThreads = kDistanceWarps * kWarpThreads;
+  device.launch(sum_squared_distances, std::min(num_classes, device.max_blocks(kThreads)), kThreads,
+                means, center, out, num_classes, num_columns);
 }
 
 }  // namespace deeprep::cuda

@@ -134,7 +134,7 @@ void run_class_moments(const Request& request) {
   const int64_t scratch_bytes =
       request.num_rows == 0 ? 0 : simt::scratch_bytes(device, batch.features, num_classes);
   const Memory scratch(scratch_bytes);
-  const Status status = cuda::class_moments(
+  const Status status = cuda::launch_class_moments(
       device, batch.features, batch.labels,
       {counts.as<int64_t>(), means.as<double>(), sumsq.as<double>(), num_classes},
       error.as<int64_t>(), scratch.data(), scratch_bytes);
@@ -148,7 +148,7 @@ void run_shift_rows(const Request& request) {
   const Memory pivots = Memory::from_request(request.num_classes * request.num_columns * size);
   const Memory out(request.num_rows * request.num_columns * size);
   HostDevice device = request.device();
-  cuda::shift_rows(device, batch.features, batch.labels, pivots.data(), out.data());
+  cuda::launch_shift_rows(device, batch.features, batch.labels, pivots.data(), out.data());
   reply(out);
 }
 
@@ -157,9 +157,9 @@ void run_squared_distances(const Request& request) {
   const Memory center = Memory::from_request(8 * request.num_columns * request.has_center);
   const Memory out(8 * request.num_classes);
   HostDevice device = request.device();
-  cuda::squared_distances(device, means.as<double>(),
-                          request.has_center != 0 ? center.as<double>() : nullptr, out.as<double>(),
-                          request.num_classes, request.num_columns);
+  cuda::launch_squared_distances(device, means.as<double>(),
+                                 request.has_center != 0 ? center.as<double>() : nullptr,
+                                 out.as<double>(), request.num_classes, request.num_columns);
   reply(out);
 }
 

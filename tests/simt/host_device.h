@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "cuda/class_moments.h"
+#include "cuda/shift_rows.cuh"
+#include "cuda/squared_distances.cuh"
 
 namespace simt {
 

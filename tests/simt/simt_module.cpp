@@ -65,7 +65,7 @@ void class_moments_cuda(uintptr_t features, const py::object& feature_type, int6
   std::memset(pointer<void>(scratch), 0xff, static_cast<size_t>(scratch_bytes));
   const uintptr_t aligned = (scratch + kSlack) / cuda::kScratchAlignment * cuda::kScratchAlignment;
   HostDevice device = next_device();
-  const Status status = cuda::class_moments(
+  const Status status = cuda::launch_class_moments(
       device,
       {pointer<const void>(features), number_of<FeatureType>(feature_type), num_rows, num_columns,
        row_stride, column_stride},
@@ -81,19 +81,21 @@ void shift_rows_cuda(uintptr_t features, const py::object& feature_type, int64_t
                      uintptr_t pivots, uintptr_t out, uintptr_t stream) {
   expect_no_stream(stream);
   HostDevice device = next_device();
-  cuda::shift_rows(device,
-                   {pointer<const void>(features), number_of<FeatureType>(feature_type), num_rows,
-                    num_columns, row_stride, column_stride},
-                   {pointer<const void>(labels), number_of<LabelType>(label_type), ignore_index},
-                   pointer<const void>(pivots), pointer<void>(out));
+  cuda::launch_shift_rows(
+      device,
+      {pointer<const void>(features), number_of<FeatureType>(feature_type), num_rows, num_columns,
+       row_stride, column_stride},
+      {pointer<const void>(labels), number_of<LabelType>(label_type), ignore_index},
+      pointer<const void>(pivots), pointer<void>(out));
 }
 
 void squared_distances_cuda(uintptr_t points, uintptr_t center, uintptr_t out, int64_t num_points,
                             int64_t num_columns, uintptr_t stream) {
   expect_no_stream(stream);
   HostDevice device = next_device();
-  cuda::squared_distances(device, pointer<const double>(points), pointer<const double>(center),
-                          pointer<double>(out), num_points, num_columns);
+  cuda::launch_squared_distances(device, pointer<const double>(points),
+                                 pointer<const double>(center), pointer<double>(out), num_points,
+                                 num_columns);
 }
 
 }  // namespace
