@@ -79,7 +79,7 @@ class Prediction(NamedTuple):
     """Seconds of an update on a chip; `fused` is the greatest of `bounds`."""
 
     features: float  # at the bandwidth of a copy: the floor
-    tables: float  # keys, sort, runs, segments
+    tables: float  # keys, sort, slices, segments
     bounds: dict[str, float]
     merge: float
     launches: float
@@ -153,7 +153,7 @@ class Work:
     groups: int
     blocks: int
     strips: int
-    run_rows: float  # of a class in a block
+    slice_rows: float  # of a class in a block
     class_segments: int  # segments of a class in a group
     segments: float
     chunks: float  # of all segments
@@ -175,7 +175,7 @@ def cut_up(shape: Shape, item_bytes: int, constants: dict[str, int]) -> Work:
     else:
         group = math.ceil(max(least, math.ceil(n / constants["kMaxGroups"])) / block) * block
     groups, blocks = math.ceil(n / group), math.ceil(n / block)
-    run = block / k
+    slice_rows = block / k
     present = 1 - math.exp(-group / k)  # share of classes with rows in a group
     class_segments = max(1, math.ceil(group / k / constants["kSegmentRows"]))
     chunk_rows = constants["kChunkRows"]
@@ -183,11 +183,11 @@ def cut_up(shape: Shape, item_bytes: int, constants: dict[str, int]) -> Work:
         groups=groups,
         blocks=blocks,
         strips=math.ceil(d / constants["kStripColumns"]),
-        run_rows=run,
+        slice_rows=slice_rows,
         class_segments=class_segments,
         segments=k * groups * class_segments * present,
-        chunks=k * blocks * expected(run, lambda rows: math.ceil(rows / chunk_rows)),
-        rounds=k * blocks * expected(run, lambda rows: rounds_of(rows, chunk_rows)),
+        chunks=k * blocks * expected(slice_rows, lambda rows: math.ceil(rows / chunk_rows)),
+        rounds=k * blocks * expected(slice_rows, lambda rows: rounds_of(rows, chunk_rows)),
     )
 
 
@@ -223,9 +223,9 @@ def predict(
     turns = work.rounds * loop.round + work.chunks * loop.chunk
     turns64 = work.rounds * loop.round_float64 + work.chunks * loop.chunk_float64
     of_warps = work.strips * team_threads / 32  # warp instructions for each of a segment
-    runs = work.blocks * k / work.segments
+    slices = work.blocks * k / work.segments
     chain = (
-        runs * chip.l2_latency
+        slices * chip.l2_latency
         + work.rounds * work.longest * (chip.l2_latency + BUSY_LATENCY * chip.memory_latency)
         + turns * work.longest * CYCLES_PER_INSTRUCTION
     )

@@ -1,7 +1,8 @@
 // How the rows of a batch are cut up: what defines the order of operations on every device.
 //
 //   1. Rows are cut into at most kMaxGroups groups of consecutive rows, groups into blocks.
-//   2. Within a block, each class's rows, in input order, form chunks of kChunkRows (moments.h).
+//   2. A class's rows in a block, in input order, are a slice; it is cut into chunks of kChunkRows
+//      (moments.h).
 //   3. A class's chunks in a group form segments, each closed by the chunk with which it holds
 //      kSegmentRows rows or more. Chunks merge into their segment one after the other.
 //   4. Segments merge into the running state one after the other.

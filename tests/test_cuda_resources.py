@@ -187,7 +187,7 @@ def test_the_model_cuts_rows_up_as_the_plan_does():
     assert constants["kBlockBytes"] == 128 * 1024
     # Worked out by hand from csrc/plan.h: 512 rows a block, 62 blocks a group, 64 groups.
     work = cuda_model.cut_up(cuda_model.Shape(2_000_000, 64, 10), 4, constants)
-    assert (work.groups, work.blocks, work.strips, work.run_rows) == (64, 3907, 1, 51.2)
+    assert (work.groups, work.blocks, work.strips, work.slice_rows) == (64, 3907, 1, 51.2)
     assert work.class_segments == 4
     assert [cuda_model.rounds_of(rows, 64) for rows in (0, 1, 7, 8, 64, 67)] == [0, 1, 3, 1, 8, 10]
 

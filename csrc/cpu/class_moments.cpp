@@ -52,7 +52,7 @@ struct Segment {
 };
 
 // Segments of one class: where its rows hold several, these are formed side by side.
-struct SegmentedRun {
+struct SegmentedSlice {
   int64_t first;  // positions in the list of segments
   int64_t last;
 };
@@ -69,7 +69,7 @@ struct Worker {
 // that updates once a batch allocates nothing after the first. Large ones are given back.
 struct Workspace {
   Worker caller;
-  std::vector<SegmentedRun> runs;  // beside caller.sorted.runs
+  std::vector<SegmentedSlice> slices;  // beside caller.sorted.slices
   std::vector<Segment> segments;
   std::vector<int64_t> batches;  // positions in `segments`
   std::vector<double> growth;    // of the sum of squares, x strips
@@ -149,10 +149,10 @@ class Pass {
   // Merges sorted rows [begin, end) of one class on one tile into (n, mean of that tile).
   void merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile, int64_t n,
                   double* mean, bool apart, double* growth, Worker& worker) const {
-    const RunOfRows rows = {sorted.rows.data() + begin, end - begin, features_.column_stride,
-                            tile * kTileColumns, tile_columns(tile)};
-    kernels_.merge_run[static_cast<int>(features_.type)](rows, n, mean, apart, growth,
-                                                         worker.staging.data());
+    const SliceOnTile rows = {sorted.rows.data() + begin, end - begin, features_.column_stride,
+                              tile * kTileColumns, tile_columns(tile)};
+    kernels_.merge_slice[static_cast<int>(features_.type)](rows, n, mean, apart, growth,
+                                                           worker.staging.data());
   }
 
   double* state_mean(int64_t k, int64_t tile) const {
@@ -180,18 +180,18 @@ class Pass {
         sum_segment(s, tile, worker(w));
       }
     });
-    const int64_t num_runs = static_cast<int64_t>(workspace_.runs.size());
+    const int64_t num_slices = static_cast<int64_t>(workspace_.slices.size());
     if (!workspace_.means.empty()) {
-      parallel_for(num_runs * num_tiles_, num_workers_, [&](int64_t item, int) {
-        merge_waiting(workspace_.runs[item / num_tiles_], item % num_tiles_);
+      parallel_for(num_slices * num_tiles_, num_workers_, [&](int64_t item, int) {
+        merge_waiting(workspace_.slices[item / num_tiles_], item % num_tiles_);
       });
     }
-    for (const SegmentedRun& run : workspace_.runs) {
-      const int64_t k = segments[run.first].class_index;
-      state_.counts[k] += segments[run.last - 1].end - segments[run.first].begin;
+    for (const SegmentedSlice& slice : workspace_.slices) {
+      const int64_t k = segments[slice.first].class_index;
+      state_.counts[k] += segments[slice.last - 1].end - segments[slice.first].begin;
       for (int64_t strip = 0; strip < plan_.num_strips; ++strip) {
         double total = 0;
-        for (int64_t s = run.first; s < run.last; ++s) {
+        for (int64_t s = slice.first; s < slice.last; ++s) {
           total += workspace_.growth[s * plan_.num_strips + strip];
         }
         state_.sumsq[k] += total;
@@ -208,16 +208,16 @@ class Pass {
   // Lists the segments, and cuts the list into batches of enough rows to be worth handing out.
   void cut_segments() {
     const int64_t enough_rows = std::max<int64_t>(kChunkRows, features_.num_rows / 256);
-    workspace_.runs.clear();
+    workspace_.slices.clear();
     workspace_.segments.clear();
     workspace_.batches.assign(1, 0);
     int64_t num_waiting = 0;
     int64_t batch_begin = 0;
-    for (const Run& run : workspace_.caller.sorted.runs) {
+    for (const Slice& slice : workspace_.caller.sorted.slices) {
       const int64_t first = static_cast<int64_t>(workspace_.segments.size());
-      for (int64_t begin = run.begin; begin < run.end;) {
-        const int64_t end = begin + rows_for_segment(0, run.end - begin);
-        workspace_.segments.push_back({run.class_index, begin, end, nullptr});
+      for (int64_t begin = slice.begin; begin < slice.end;) {
+        const int64_t end = begin + rows_for_segment(0, slice.end - begin);
+        workspace_.segments.push_back({slice.class_index, begin, end, nullptr});
         begin = end;
         if (end - batch_begin >= enough_rows) {
           workspace_.batches.push_back(static_cast<int64_t>(workspace_.segments.size()));
@@ -225,7 +225,7 @@ class Pass {
         }
       }
       const int64_t last = static_cast<int64_t>(workspace_.segments.size());
-      workspace_.runs.push_back({first, last});
+      workspace_.slices.push_back({first, last});
       if (last - first > 1) num_waiting += last - first;
     }
     const int64_t num_segments = static_cast<int64_t>(workspace_.segments.size());
@@ -233,8 +233,8 @@ class Pass {
 
     workspace_.means.resize(num_waiting * features_.num_columns);
     double* means = workspace_.means.data();
-    for (const SegmentedRun& run : workspace_.runs) {
-      for (int64_t s = run.first; run.last - run.first > 1 && s < run.last; ++s) {
+    for (const SegmentedSlice& slice : workspace_.slices) {
+      for (int64_t s = slice.first; slice.last - slice.first > 1 && s < slice.last; ++s) {
         workspace_.segments[s].means = means;
         means += features_.num_columns;
       }
@@ -263,10 +263,10 @@ class Pass {
   }
 
   // Merges one tile of a class's waiting segments, in order.
-  void merge_waiting(const SegmentedRun& run, int64_t tile) {
-    const int64_t k = workspace_.segments[run.first].class_index;
+  void merge_waiting(const SegmentedSlice& slice, int64_t tile) {
+    const int64_t k = workspace_.segments[slice.first].class_index;
     int64_t n = state_.counts[k];
-    for (int64_t s = run.first; s < run.last; ++s) {
+    for (int64_t s = slice.first; s < slice.last; ++s) {
       const Segment& segment = workspace_.segments[s];
       if (segment.means == nullptr) return;
       const int64_t rows = segment.end - segment.begin;
@@ -313,17 +313,17 @@ class Pass {
       const int64_t num_rows = std::min(plan_.block_rows, end - row);
       if (!read_classes(row, num_rows, worker.classes.data())) return false;
       worker.sorted.sort(worker.classes.data(), row_at(row), row_stride_, num_rows);
-      for (const Run& run : worker.sorted.runs) add_run(group, run, worker);
+      for (const Slice& slice : worker.sorted.slices) add_slice(group, slice, worker);
     }
     return true;
   }
 
   // Adds one class's rows in a block to the class's open segment, and to new ones.
-  void add_run(Group& group, const Run& run, Worker& worker) const {
-    for (int64_t begin = run.begin; begin < run.end;) {
-      const int64_t slot = open_segment(group, run.class_index);
+  void add_slice(Group& group, const Slice& slice, Worker& worker) const {
+    for (int64_t begin = slice.begin; begin < slice.end;) {
+      const int64_t slot = open_segment(group, slice.class_index);
       int64_t& count = group.counts[slot];
-      const int64_t end = begin + rows_for_segment(count, run.end - begin);
+      const int64_t end = begin + rows_for_segment(count, slice.end - begin);
       for (int64_t tile = 0; tile < num_tiles_; ++tile) {
         double* mean = group.means.get() + slot * features_.num_columns + tile * kTileColumns;
         double* growth = group.sumsq.data() + slot * plan_.num_strips + tile * kTileStrips;

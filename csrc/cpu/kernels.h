@@ -15,8 +15,8 @@ constexpr int64_t kTileStrips = kTileColumns / kStripColumns;
 // How many rows ahead of use the kernels prefetch: arrays of row pointers go on for so many more.
 constexpr int64_t kRowsAhead = 16;
 
-// Rows of one class, in input order, restricted to one column tile.
-struct RunOfRows {
+// Rows of a slice (plan.h), or of the part of it that one segment takes, on one column tile.
+struct SliceOnTile {
   const char* const* rows;  // pointers to the rows; kRowsAhead valid ones follow the last
   int64_t num_rows;         // how many
   int64_t column_stride;    // in elements
@@ -25,13 +25,13 @@ struct RunOfRows {
 };
 
 struct Kernels {
-  // Merges the run into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for each
-  // strip of the tile, what the sums of squares grow by. apart: the run is a segment of one chunk,
-  // merged as if its moments were formed first. staging: kChunkRows x num_columns elements, read
-  // only where column_stride != 1.
-  using MergeRun = void (*)(const RunOfRows& run, int64_t n, double* mean, bool apart,
-                            double* growth, void* staging);
-  MergeRun merge_run[kNumFeatureTypes];  // indexed by FeatureType
+  // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for
+  // each strip of the tile, what the sums of squares grow by. apart: the slice is a segment of one
+  // chunk, merged as if its moments were formed first. staging: kChunkRows x num_columns elements,
+  // read only where column_stride != 1.
+  using MergeSlice = void (*)(const SliceOnTile& slice, int64_t n, double* mean, bool apart,
+                              double* growth, void* staging);
+  MergeSlice merge_slice[kNumFeatureTypes];  // indexed by FeatureType
 
   // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide, and adds to
   // growth, a number for each strip, what the sums of squares grow by the distance of the two

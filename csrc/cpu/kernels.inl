@@ -49,21 +49,21 @@ void check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, in
 }
 
 template <typename T>
-void merge_run(const RunOfRows& run, int64_t n, double* mean, bool apart, double* growth,
-               void* staging) {
+void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, bool apart, double* growth,
+                 void* staging) {
   using Accumulator = typename AccumulatorOf<T>::type;
   ChunkSums<Accumulator> sums;
-  for (int64_t begin = 0; begin < run.num_rows; begin += kChunkRows) {
-    const int64_t left = run.num_rows - begin;
+  for (int64_t begin = 0; begin < slice.num_rows; begin += kChunkRows) {
+    const int64_t left = slice.num_rows - begin;
     const int64_t num_rows = left < kChunkRows ? left : kChunkRows;
-    const int64_t offset = run.first_column * static_cast<int64_t>(sizeof(T));
-    ChunkRows<T> chunk = {run.rows + begin, offset, num_rows, run.num_columns};
-    if (run.column_stride == 1) {
+    const int64_t offset = slice.first_column * static_cast<int64_t>(sizeof(T));
+    ChunkRows<T> chunk = {slice.rows + begin, offset, num_rows, slice.num_columns};
+    if (slice.column_stride == 1) {
       sum_chunk(chunk, sums.view());
       check_and_merge(chunk, sums.view(), n, mean, apart, growth);
     } else {
-      const StagedRows<T> staged(run.rows + begin, num_rows, run.first_column, run.num_columns,
-                                 run.column_stride, staging);
+      const StagedRows<T> staged(slice.rows + begin, num_rows, slice.first_column,
+                                 slice.num_columns, slice.column_stride, staging);
       chunk.rows = staged.rows;
       chunk.offset = 0;
       sum_chunk(chunk, sums.view());
@@ -112,7 +112,7 @@ bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, in
 
 // In the order of FeatureType.
 const Kernels kKernels = {
-    {&merge_run<float>, &merge_run<double>, &merge_run<Half>, &merge_run<BFloat16>},
+    {&merge_slice<float>, &merge_slice<double>, &merge_slice<Half>, &merge_slice<BFloat16>},
     &merge_means,
     &squared_distance,
     {&shift_row<float>, &shift_row<double>, &shift_row<Half>, &shift_row<BFloat16>},

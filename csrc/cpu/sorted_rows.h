@@ -9,8 +9,8 @@
 
 namespace deeprep {
 
-// The rows of one class within a block: positions [begin, end) of the sorted rows.
-struct Run {
+// The rows of one class in a block (plan.h): positions [begin, end) of the sorted rows.
+struct Slice {
   int64_t class_index;
   int64_t begin;
   int64_t end;
@@ -19,26 +19,26 @@ struct Run {
 // Pointers to the rows in class order, input order within a class, and the non-empty classes.
 struct SortedRows {
   std::vector<const char*> rows;  // kRowsAhead repetitions of the last one follow
-  std::vector<Run> runs;
+  std::vector<Slice> slices;
 
   // Everything is allocated here, so that sort() cannot fail.
   void reserve(int64_t max_rows, int64_t num_classes) {
     rows.resize(max_rows + kRowsAhead);
     kept_.reserve(num_classes <= 8 * max_rows ? 0 : max_rows);
-    runs.reserve(std::min(max_rows, num_classes));
+    slices.reserve(std::min(max_rows, num_classes));
     // With far fewer rows than classes, never touch K counters.
     offsets_.resize(num_classes <= 8 * max_rows ? num_classes : 0);
   }
 
   // classes: of the rows at first_row, first_row + row_stride bytes, ...; -1 to leave a row out.
   void sort(const int32_t* classes, const char* first_row, int64_t row_stride, int64_t num_rows) {
-    runs.clear();
+    slices.clear();
     if (offsets_.empty()) {
       sort_by_comparison(classes, first_row, row_stride, num_rows);
     } else {
       sort_by_counting(classes, first_row, row_stride, num_rows);
     }
-    const int64_t end = runs.empty() ? 0 : runs.back().end;
+    const int64_t end = slices.empty() ? 0 : slices.back().end;
     for (int64_t i = end; i < end + kRowsAhead; ++i) rows[i] = i == 0 ? first_row : rows[i - 1];
   }
 
@@ -54,8 +54,8 @@ struct SortedRows {
     });
     for (int64_t i = 0; i < static_cast<int64_t>(kept_.size()); ++i) {
       const int64_t k = classes[kept_[i]];
-      if (runs.empty() || runs.back().class_index != k) runs.push_back({k, i, i});
-      runs.back().end = i + 1;
+      if (slices.empty() || slices.back().class_index != k) slices.push_back({k, i, i});
+      slices.back().end = i + 1;
       rows[i] = first_row + kept_[i] * row_stride;
     }
   }
@@ -69,7 +69,7 @@ struct SortedRows {
     int64_t begin = 0;
     for (int64_t k = 0; k < static_cast<int64_t>(offsets_.size()); ++k) {
       const int64_t count = offsets_[k];
-      if (count > 0) runs.push_back({k, begin, begin + count});
+      if (count > 0) slices.push_back({k, begin, begin + count});
       offsets_[k] = begin;
       begin += count;
     }

@@ -1,6 +1,6 @@
 // class_moments on a CUDA device: scratch, and the order of launches.
 //
-//     make_keys -> sort -> find_runs -> count_segments -> sum -> list_segments
+//     make_keys -> sort -> find_slices -> count_segments -> sum -> list_segments
 //               -> sum_segments -> merge_segments -> add_to_state, report_label
 //
 // A template over the Device that launches and sorts, so that tests/simt runs this very sequence,
@@ -39,7 +39,7 @@ class Scratch {
     sorted_keys = take<uint32_t>(num_rows);
     rows = take<uint32_t>(num_rows);
     sorted_rows = take<uint32_t>(num_rows);
-    run_begin = take<uint32_t>(num_blocks * num_classes + 1);
+    slice_begin = take<uint32_t>(num_blocks * num_classes + 1);
     segment_counts = take<int64_t>(num_slots + 1);
     first_segment = take<int64_t>(num_slots + 1);
     segments = take<Segment>(max_segments);
@@ -59,7 +59,7 @@ class Scratch {
   uint32_t* sorted_keys;
   uint32_t* rows;
   uint32_t* sorted_rows;
-  uint32_t* run_begin;
+  uint32_t* slice_begin;
   int64_t* segment_counts;
   int64_t* first_segment;
   Segment* segments;
@@ -137,7 +137,7 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
                        error,
                        scratch.sorted_keys,
                        scratch.sorted_rows,
-                       scratch.run_begin,
+                       scratch.slice_begin,
                        scratch.first_segment,
                        scratch.segments,
                        scratch.segment_means,
@@ -157,7 +157,7 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
   });
   device.sort(scratch.temporary, scratch.sort_bytes, scratch.keys, scratch.sorted_keys,
               scratch.rows, scratch.sorted_rows, num_rows, key_bits);
-  device.launch(find_runs, blocks(num_keys), threads, batch);
+  device.launch(find_slices, blocks(num_keys), threads, batch);
   device.launch(count_segments, blocks(scratch.num_slots + 1), threads, batch,
                 scratch.segment_counts);
   device.sum(scratch.temporary, scratch.sort_bytes, scratch.segment_counts, scratch.first_segment,

@@ -1,8 +1,9 @@
 // From labels to a list of segments, on the device: which rows a warp sums, in which order.
 //
-// Keys order the rows by block, then class (plan.h), a stable sort keeps input order within; runs
-// are the rows of one key, and segments string the runs of a class in a group together. Everything
-// is a few bytes per row beside the features. Parallel axis: rows, keys, or (class, group).
+// Keys order the rows by block, then class (plan.h), a stable sort keeps input order within: the
+// rows of one key are a slice. Segments string the slices of a class in a group together.
+// Everything is a few bytes per row beside the features. Parallel axis: rows, keys, or (class,
+// group).
 #pragma once
 
 #include "cuda/simt.h"
@@ -12,8 +13,8 @@ namespace deeprep::cuda {
 
 constexpr int kWarpThreads = 32;
 
-// One class's rows [begin, begin + num_rows) of a group, of which its runs are the pieces:
-// positions in class order within `block`, and on in the class's runs of the blocks that follow.
+// One class's rows [begin, begin + num_rows) of a group, of which its slices are the pieces:
+// positions in class order within `block`, and on in the class's slices of the blocks that follow.
 struct Segment {
   int64_t begin;
   int64_t block;
@@ -41,7 +42,7 @@ struct Batch {
 
   uint32_t* sorted_keys;   // N; num_blocks * K for rows left out
   uint32_t* sorted_rows;   // N
-  uint32_t* run_begin;     // num_blocks * K + 1; position of the first row of each key
+  uint32_t* slice_begin;   // num_blocks * K + 1; position of the first row of each key
   int64_t* first_segment;  // K * groups + 1, class by class
   Segment* segments;
   double* segment_means;   // slots x d, of segments that wait to be merged
@@ -74,8 +75,8 @@ __global__ void make_keys(Batch batch, const Label* labels, int64_t ignore_index
   }
 }
 
-// run_begin[key] for every key, by bisection: keys without rows are many when K is.
-static __global__ void find_runs(Batch batch) {
+// slice_begin[key] for every key, by bisection: keys without rows are many when K is.
+static __global__ void find_slices(Batch batch) {
   const int64_t num_keys = batch.num_blocks * batch.num_classes + 1;
   for (int64_t key = thread_index(); key < num_keys; key += num_threads()) {
     int64_t begin = 0;
@@ -88,7 +89,7 @@ static __global__ void find_runs(Batch batch) {
         end = middle;
       }
     }
-    batch.run_begin[key] = static_cast<uint32_t>(begin);
+    batch.slice_begin[key] = static_cast<uint32_t>(begin);
   }
 }
 
@@ -103,13 +104,13 @@ __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index,
   Segment segment = {0, 0, class_index, 0};
   int64_t num_segments = 0;
   for (int64_t block = first_block; block < end_block; ++block) {
-    const uint32_t* run = batch.run_begin + block * batch.num_classes + class_index;
-    for (int64_t begin = run[0]; begin < run[1];) {
+    const uint32_t* slice = batch.slice_begin + block * batch.num_classes + class_index;
+    for (int64_t begin = slice[0]; begin < slice[1];) {
       if (segment.num_rows == 0) {
         segment.begin = begin;
         segment.block = block;
       }
-      const int64_t rows = rows_for_segment(segment.num_rows, run[1] - begin);
+      const int64_t rows = rows_for_segment(segment.num_rows, slice[1] - begin);
       segment.num_rows += rows;
       begin += rows;
       if (segment.num_rows >= kSegmentRows) {

@@ -244,10 +244,10 @@ __global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
     StripMoments<kVector> moments = {};
     int64_t begin = segment.begin;
     for (int64_t block = segment.block; moments.n < segment.num_rows; ++block) {
-      const uint32_t* run = batch.run_begin + block * batch.num_classes + segment.class_index;
-      if (block != segment.block) begin = run[0];
-      while (begin < run[1] && moments.n < segment.num_rows) {
-        const int64_t rows = run[1] - begin;
+      const uint32_t* slice = batch.slice_begin + block * batch.num_classes + segment.class_index;
+      if (block != segment.block) begin = slice[0];
+      while (begin < slice[1] && moments.n < segment.num_rows) {
+        const int64_t rows = slice[1] - begin;
         const int num_rows = static_cast<int>(rows < kChunkRows ? rows : kChunkRows);
         add_chunk<kType, kAligned>(team, columns, begin, num_rows, moments);
         begin += num_rows;
