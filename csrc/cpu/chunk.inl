@@ -47,11 +47,11 @@ struct ChunkSums {
 template <typename T>
 struct ChunkRows {
   const char* const* rows;
-  int64_t offset;  // bytes from a row's pointer to the tile
+  int64_t offset_bytes;  // from a row's pointer to the tile
   int64_t num_rows;
   int64_t num_columns;
 
-  const T* row(int64_t i) const { return reinterpret_cast<const T*>(rows[i] + offset); }
+  const T* row(int64_t i) const { return reinterpret_cast<const T*>(rows[i] + offset_bytes); }
 };
 
 // Sums kRows values and their squares pair by pair, overwriting both.

@@ -105,7 +105,7 @@ class Pass {
       : features_(features),
         labels_(labels),
         state_(state),
-        row_stride_(features.row_stride * size_of(features.type)),
+        row_stride_bytes_(features.row_stride * size_of(features.type)),
         kernels_(active_kernels()),
         plan_(make_plan(features.num_rows, features.num_columns, features.type, state.num_classes)),
         num_tiles_(ceil_div(features.num_columns, kTileColumns)) {
@@ -131,7 +131,7 @@ class Pass {
   Worker& worker(int w) { return w == 0 ? workspace_.caller : more_workers_[w - 1]; }
 
   const char* row_at(int64_t row) const {
-    return static_cast<const char*>(features_.data) + row * row_stride_;
+    return static_cast<const char*>(features_.data) + row * row_stride_bytes_;
   }
 
   int64_t tile_columns(int64_t tile) const {
@@ -167,7 +167,7 @@ class Pass {
     classes.resize(features_.num_rows);
     if (!read_classes(0, features_.num_rows, classes.data())) return false;
     sorted.reserve(features_.num_rows, state_.num_classes);
-    sorted.sort(classes.data(), row_at(0), row_stride_, features_.num_rows);
+    sorted.sort(classes.data(), row_at(0), row_stride_bytes_, features_.num_rows);
     cut_segments();
 
     const std::vector<Segment>& segments = workspace_.segments;
@@ -312,7 +312,7 @@ class Pass {
     for (int64_t row = begin; row < end; row += plan_.block_rows) {
       const int64_t num_rows = std::min(plan_.block_rows, end - row);
       if (!read_classes(row, num_rows, worker.classes.data())) return false;
-      worker.sorted.sort(worker.classes.data(), row_at(row), row_stride_, num_rows);
+      worker.sorted.sort(worker.classes.data(), row_at(row), row_stride_bytes_, num_rows);
       for (const Slice& slice : worker.sorted.slices) add_slice(group, slice, worker);
     }
     return true;
@@ -368,7 +368,7 @@ class Pass {
   const Features& features_;
   const Labels& labels_;
   const ClassMoments& state_;
-  const int64_t row_stride_;  // in bytes
+  const int64_t row_stride_bytes_;
   const Kernels& kernels_;
   const Plan plan_;
   const int64_t num_tiles_;

@@ -56,8 +56,8 @@ void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, bool apart, 
   for (int64_t begin = 0; begin < slice.num_rows; begin += kChunkRows) {
     const int64_t left = slice.num_rows - begin;
     const int64_t num_rows = left < kChunkRows ? left : kChunkRows;
-    const int64_t offset = slice.first_column * static_cast<int64_t>(sizeof(T));
-    ChunkRows<T> chunk = {slice.rows + begin, offset, num_rows, slice.num_columns};
+    const int64_t offset_bytes = slice.first_column * static_cast<int64_t>(sizeof(T));
+    ChunkRows<T> chunk = {slice.rows + begin, offset_bytes, num_rows, slice.num_columns};
     if (slice.column_stride == 1) {
       sum_chunk(chunk, sums.view());
       check_and_merge(chunk, sums.view(), n, mean, apart, growth);
@@ -65,7 +65,7 @@ void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, bool apart, 
       const StagedRows<T> staged(slice.rows + begin, num_rows, slice.first_column,
                                  slice.num_columns, slice.column_stride, staging);
       chunk.rows = staged.rows;
-      chunk.offset = 0;
+      chunk.offset_bytes = 0;
       sum_chunk(chunk, sums.view());
       check_and_merge(chunk, sums.view(), n, mean, apart, growth);
     }

@@ -13,7 +13,7 @@ void shift_rows(const Features& features, const Labels& labels, const void* pivo
                 int num_threads) {
   constexpr int64_t kRowsPerItem = 64;
   const int64_t size = features.type == FeatureType::kFloat64 ? 8 : 4;
-  const int64_t out_stride = features.num_columns * size;
+  const int64_t out_row_bytes = features.num_columns * size;
   const auto shift = active_kernels().shift_row[static_cast<int>(features.type)];
   const int64_t items = ceil_div(features.num_rows, kRowsPerItem);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
@@ -22,12 +22,12 @@ void shift_rows(const Features& features, const Labels& labels, const void* pivo
       for (int64_t i = item * kRowsPerItem; i < end; ++i) {
         const char* row = static_cast<const char*>(features.data) +
                           i * features.row_stride * size_of(features.type);
-        char* shifted = static_cast<char*>(out) + i * out_stride;
+        char* shifted = static_cast<char*>(out) + i * out_row_bytes;
         if (values[i] == labels.ignore_index) {
-          std::fill(shifted, shifted + out_stride, char{0});
+          std::fill(shifted, shifted + out_row_bytes, char{0});
         } else {
           shift(row, features.column_stride,
-                static_cast<const char*>(pivots) + values[i] * out_stride, shifted,
+                static_cast<const char*>(pivots) + values[i] * out_row_bytes, shifted,
                 features.num_columns);
         }
       }

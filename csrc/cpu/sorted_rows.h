@@ -30,20 +30,21 @@ struct SortedRows {
     offsets_.resize(num_classes <= 8 * max_rows ? num_classes : 0);
   }
 
-  // classes: of the rows at first_row, first_row + row_stride bytes, ...; -1 to leave a row out.
-  void sort(const int32_t* classes, const char* first_row, int64_t row_stride, int64_t num_rows) {
+  // classes: of the rows at first_row, first_row + row_stride_bytes, ...; -1 to leave a row out.
+  void sort(const int32_t* classes, const char* first_row, int64_t row_stride_bytes,
+            int64_t num_rows) {
     slices.clear();
     if (offsets_.empty()) {
-      sort_by_comparison(classes, first_row, row_stride, num_rows);
+      sort_by_comparison(classes, first_row, row_stride_bytes, num_rows);
     } else {
-      sort_by_counting(classes, first_row, row_stride, num_rows);
+      sort_by_counting(classes, first_row, row_stride_bytes, num_rows);
     }
     const int64_t end = slices.empty() ? 0 : slices.back().end;
     for (int64_t i = end; i < end + kRowsAhead; ++i) rows[i] = i == 0 ? first_row : rows[i - 1];
   }
 
  private:
-  void sort_by_comparison(const int32_t* classes, const char* first_row, int64_t row_stride,
+  void sort_by_comparison(const int32_t* classes, const char* first_row, int64_t row_stride_bytes,
                           int64_t num_rows) {
     kept_.clear();
     for (int64_t i = 0; i < num_rows; ++i) {
@@ -56,11 +57,11 @@ struct SortedRows {
       const int64_t k = classes[kept_[i]];
       if (slices.empty() || slices.back().class_index != k) slices.push_back({k, i, i});
       slices.back().end = i + 1;
-      rows[i] = first_row + kept_[i] * row_stride;
+      rows[i] = first_row + kept_[i] * row_stride_bytes;
     }
   }
 
-  void sort_by_counting(const int32_t* classes, const char* first_row, int64_t row_stride,
+  void sort_by_counting(const int32_t* classes, const char* first_row, int64_t row_stride_bytes,
                         int64_t num_rows) {
     std::fill(offsets_.begin(), offsets_.end(), 0);
     for (int64_t i = 0; i < num_rows; ++i) {
@@ -74,7 +75,7 @@ struct SortedRows {
       begin += count;
     }
     for (int64_t i = 0; i < num_rows; ++i) {
-      if (classes[i] >= 0) rows[offsets_[classes[i]]++] = first_row + i * row_stride;
+      if (classes[i] >= 0) rows[offsets_[classes[i]]++] = first_row + i * row_stride_bytes;
     }
   }
 

@@ -70,15 +70,15 @@ struct Columns {
     }
   }
 
-  // The first num_columns columns, column_stride bytes apart; zeros for the others.
-  __device__ __forceinline__ void load_each(const char* row, int64_t column_stride,
+  // The first num_columns columns, column_stride_bytes apart; zeros for the others.
+  __device__ __forceinline__ void load_each(const char* row, int64_t column_stride_bytes,
                                             int num_columns) {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) words[w] = 0;
 #pragma unroll
     for (int e = 0; e < kVector; ++e) {
       if (e >= num_columns) continue;
-      const Bits bits = *reinterpret_cast<const Bits*>(row + e * column_stride);
+      const Bits bits = *reinterpret_cast<const Bits*>(row + e * column_stride_bytes);
       if constexpr (sizeof(Bits) == 2) {
         words[e / 2] |= static_cast<uint32_t>(bits) << (16 * (e % 2));
       } else if constexpr (sizeof(Bits) == 4) {

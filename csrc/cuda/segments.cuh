@@ -27,8 +27,8 @@ struct Batch {
   const char* features;
   int64_t num_rows;
   int64_t num_columns;
-  int64_t row_stride;     // in bytes
-  int64_t column_stride;  // in bytes
+  int64_t row_stride_bytes;
+  int64_t column_stride_bytes;
   Plan plan;
   int64_t num_blocks;
 

@@ -25,13 +25,15 @@ struct StripMoments {
 
 // Where a thread finds its columns of a row.
 struct ThreadColumns {
-  const char* first;   // of row 0
-  int64_t row_stride;  // in bytes
-  int64_t column_stride;
+  const char* first;  // of row 0
+  int64_t row_stride_bytes;
+  int64_t column_stride_bytes;
   const uint32_t* rows;  // in class order
   int count;             // of columns, the rest being padding
 
-  __device__ const char* row(int64_t position) const { return first + rows[position] * row_stride; }
+  __device__ const char* row(int64_t position) const {
+    return first + rows[position] * row_stride_bytes;
+  }
 };
 
 // Sums of a chunk, by column.
@@ -55,7 +57,7 @@ struct ChunkSums {
         // All columns of this thread exist, or none: padding, which still takes part in shuffles.
         rows[r].load_vector(columns.row(position + r), columns.count > 0);
       } else {
-        rows[r].load_each(columns.row(position + r), columns.column_stride, columns.count);
+        rows[r].load_each(columns.row(position + r), columns.column_stride_bytes, columns.count);
       }
     }
 #pragma unroll
@@ -148,7 +150,7 @@ __device__ __forceinline__ void sum_column_in_double(const ThreadColumns& column
                                                      int num_rows, int e, double& t, double& q) {
   using Type = Element<kType>;
   const auto value = [&](int64_t position) {
-    const char* address = columns.row(position) + e * columns.column_stride;
+    const char* address = columns.row(position) + e * columns.column_stride_bytes;
     return static_cast<double>(Type::widen(*reinterpret_cast<const typename Type::Bits*>(address)));
   };
   const double pivot = value(begin);
@@ -239,8 +241,9 @@ __global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
     const int64_t column = strip * kStripColumns + team.rank * kVector;
     const int64_t left = batch.num_columns - column;
     const int count = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
-    const ThreadColumns columns = {batch.features + column * batch.column_stride, batch.row_stride,
-                                   batch.column_stride, batch.sorted_rows, count};
+    const ThreadColumns columns = {batch.features + column * batch.column_stride_bytes,
+                                   batch.row_stride_bytes, batch.column_stride_bytes,
+                                   batch.sorted_rows, count};
     StripMoments<kVector> moments = {};
     int64_t begin = segment.begin;
     for (int64_t block = segment.block; moments.n < segment.num_rows; ++block) {
