@@ -65,7 +65,7 @@ struct Kernels {
   } read_classes;
 };
 
-namespace portable {
+namespace generic {
 extern const Kernels kKernels;
 }
 namespace avx2 {

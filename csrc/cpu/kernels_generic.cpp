@@ -1,7 +1,7 @@
 // The kernels compiled for any machine; the flags are set in CMakeLists.txt.
 #include "cpu/kernels.h"
 
-namespace deeprep::portable {
+namespace deeprep::generic {
 constexpr int kVectorBytes = 16;
 #include "cpu/kernels.inl"
-}  // namespace deeprep::portable
+}  // namespace deeprep::generic

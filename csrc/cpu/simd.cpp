@@ -11,7 +11,7 @@ struct Level {
 };
 
 std::vector<Level> runnable_levels() {
-  std::vector<Level> levels = {{"generic", &portable::kKernels}};
+  std::vector<Level> levels = {{"generic", &generic::kKernels}};
 #ifdef DEEPREP_X86_KERNELS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
