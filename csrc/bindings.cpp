@@ -85,14 +85,15 @@ void bound_class_moments_cuda(uintptr_t features, FeatureType feature_type, int6
                               int64_t num_columns, int64_t row_stride, int64_t column_stride,
                               uintptr_t labels, LabelType label_type, int64_t ignore_index,
                               uintptr_t counts, uintptr_t means, uintptr_t sumsq,
-                              int64_t num_classes, uintptr_t error, uintptr_t scratch,
+                              int64_t num_classes, uintptr_t bad_label, uintptr_t scratch,
                               int64_t scratch_bytes, uintptr_t stream) {
   expect_launched(cuda::class_moments(
       {pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
        column_stride},
       {pointer<const void>(labels), label_type, ignore_index},
       {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
-      pointer<int64_t>(error), pointer<void>(scratch), scratch_bytes, pointer<void>(stream)));
+      pointer<cuda::BadLabel>(bad_label), pointer<void>(scratch), scratch_bytes,
+      pointer<void>(stream)));
 }
 
 void bound_shift_rows_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,

@@ -75,7 +75,7 @@ def class_moments_cuda(
     means: int,
     sumsq: int,
     num_classes: int,
-    error: int,
+    bad_label: int,
     scratch: int,
     scratch_bytes: int,
     stream: int,

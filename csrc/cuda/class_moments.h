@@ -1,7 +1,7 @@
 // class_moments on a CUDA device: scratch, and the order of launches.
 //
 //     make_keys -> sort -> find_slices -> count_segments -> sum -> list_segments
-//               -> sum_segments -> merge_segments -> add_to_state, report_label
+//               -> sum_segments -> merge_segments -> add_to_state, complete_bad_label
 //
 // A template over the Device that launches and sorts, so that tests/simt runs this very sequence,
 // and the kernels, on the host. Nothing is allocated and nothing waits: all scratch is passed in,
@@ -109,13 +109,12 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
   }
 }
 
-// Merges a batch into the state, all of it on the device. error: 3 integers, -1 to begin with; on a
-// label out of range the row and the label appear there, and the state is left as it is, by this
-// update and by all that follow. scratch: Scratch::num_bytes() or more, aligned to
+// Merges a batch into the state, all of it on the device, unless it or an earlier one has a label
+// out of range: see bad_label.h. scratch: Scratch::num_bytes() or more, aligned to
 // kScratchAlignment; with fewer, kOutOfMemory, and nothing is launched.
 template <typename Device>
 Status launch_class_moments(Device& device, const Features& features, const Labels& labels,
-                            const ClassMoments& state, int64_t* error, char* scratch_base,
+                            const ClassMoments& state, BadLabel* bad_label, char* scratch_base,
                             int64_t scratch_bytes) {
   const int64_t num_rows = features.num_rows;
   if (num_rows == 0) return {};
@@ -134,7 +133,7 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
                        state.counts,
                        state.means,
                        state.sumsq,
-                       error,
+                       bad_label,
                        scratch.sorted_keys,
                        scratch.sorted_rows,
                        scratch.slice_begin,
@@ -172,7 +171,7 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
   device.launch(add_to_state, blocks(state.num_classes, kWarpThreads), threads, batch);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
     using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-    device.launch(report_label<Label>, 1, kWarpThreads, batch, values);
+    device.launch(complete_bad_label<Label>, 1, kWarpThreads, batch, values);
   });
   return {};
 }

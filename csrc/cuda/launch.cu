@@ -93,9 +93,9 @@ int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType
 }
 
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
-                     int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream) {
+                     BadLabel* bad_label, void* scratch, int64_t scratch_bytes, Stream stream) {
   StreamDevice device(stream);
-  const Status status = launch_class_moments(device, features, labels, state, error,
+  const Status status = launch_class_moments(device, features, labels, state, bad_label,
                                              static_cast<char*>(scratch), scratch_bytes);
   return device.status().ok() ? status : device.status();
 }

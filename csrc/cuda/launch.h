@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../class_moments.h"
+#include "cuda/bad_label.h"
 
 namespace deeprep::cuda {
 
@@ -18,7 +19,7 @@ int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType
 // See cuda/class_moments.h. Status: kOutOfMemory, and nothing done, if scratch_bytes are too few;
 // kCudaError if a launch failed.
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
-                     int64_t* error, void* scratch, int64_t scratch_bytes, Stream stream);
+                     BadLabel* bad_label, void* scratch, int64_t scratch_bytes, Stream stream);
 
 Status shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
                   Stream stream);

@@ -1,5 +1,5 @@
 // Merging the segments that waited into the state, and what is left to do once a class: counts,
-// sums of squares, and the report of a label out of range.
+// sums of squares, and the note of a label out of range.
 #pragma once
 
 #include "cuda/sum_segments.cuh"
@@ -11,7 +11,7 @@ namespace deeprep::cuda {
 static __global__ void merge_segments(Batch batch, int team_size) {
   constexpr int kVector = 4;
   constexpr int kAhead = 4;
-  if (is_refused(batch)) return;
+  if (has_bad_label(batch)) return;
   const Team team = Team::of_this_thread(team_size);
   const int64_t num_strips = batch.plan.num_strips;
   const int64_t num_items = batch.num_classes * num_strips;
@@ -64,7 +64,7 @@ static __global__ void merge_segments(Batch batch, int team_size) {
 
 // Adds rows and growth to each class. Parallel axis: classes, a warp each.
 static __global__ void add_to_state(Batch batch) {
-  if (is_refused(batch)) return;
+  if (has_bad_label(batch)) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int64_t num_strips = batch.plan.num_strips;
   for (int64_t k = thread_index() / kWarpThreads; k < batch.num_classes;
@@ -89,12 +89,12 @@ static __global__ void add_to_state(Batch batch) {
   }
 }
 
-// Notes the label out of range beside its row, once.
+// Notes the value of a label out of range beside its row, once.
 template <typename Label>
-__global__ void report_label(Batch batch, const Label* labels) {
-  if (thread_index() != 0 || !is_refused(batch) || batch.error[2] != -1) return;
-  batch.error[1] = labels[batch.error[0]];
-  batch.error[2] = 1;
+__global__ void complete_bad_label(Batch batch, const Label* labels) {
+  if (thread_index() != 0 || !has_bad_label(batch) || batch.bad_label->is_final != -1) return;
+  batch.bad_label->label = labels[batch.bad_label->row];
+  batch.bad_label->is_final = 1;
 }
 
 }  // namespace deeprep::cuda

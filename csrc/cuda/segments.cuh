@@ -6,6 +6,7 @@
 // group).
 #pragma once
 
+#include "cuda/bad_label.h"
 #include "cuda/simt.h"
 #include "plan.h"
 
@@ -36,9 +37,7 @@ struct Batch {
   int64_t* counts;  // K
   double* means;    // K x d
   double* sumsq;    // K
-  // (row, label) of the first label out of range, -1: none; and whether it was reported before this
-  // update. From then on nothing is written.
-  int64_t* error;
+  BadLabel* bad_label;
 
   uint32_t* sorted_keys;   // N; num_blocks * K for rows left out
   uint32_t* sorted_rows;   // N
@@ -49,7 +48,7 @@ struct Batch {
   double* segment_growth;  // segments x strips: what the sums of squares grow by
 };
 
-__device__ inline bool is_refused(const Batch& batch) { return batch.error[0] != -1; }
+__device__ inline bool has_bad_label(const Batch& batch) { return batch.bad_label->row != -1; }
 
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -60,13 +59,13 @@ __device__ inline int64_t num_threads() { return static_cast<int64_t>(gridDim.x)
 template <typename Label>
 __global__ void make_keys(Batch batch, const Label* labels, int64_t ignore_index, uint32_t* keys,
                           uint32_t* rows) {
-  const bool reported = batch.error[2] != -1;
+  const bool is_final = batch.bad_label->is_final != -1;
   for (int64_t i = thread_index(); i < batch.num_rows; i += num_threads()) {
     const int64_t label = labels[i];
     const bool is_kept = label != ignore_index;
     const bool is_class = is_kept && label >= 0 && label < batch.num_classes;
-    if (is_kept && !is_class && !reported) {
-      atomicMin(reinterpret_cast<unsigned long long*>(batch.error),
+    if (is_kept && !is_class && !is_final) {
+      atomicMin(reinterpret_cast<unsigned long long*>(&batch.bad_label->row),
                 static_cast<unsigned long long>(i));
     }
     const int64_t block = is_class ? i / batch.plan.block_rows : batch.num_blocks;
@@ -128,7 +127,7 @@ static __global__ void count_segments(Batch batch, int64_t* counts) {
   for (int64_t slot = thread_index(); slot <= num_slots; slot += num_threads()) {
     // One more than there are, so that the sums before each end with the sum of all.
     counts[slot] =
-        slot == num_slots || is_refused(batch)
+        slot == num_slots || has_bad_label(batch)
             ? 0
             : walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
                             [](int64_t, const Segment&) {});
@@ -136,7 +135,7 @@ static __global__ void count_segments(Batch batch, int64_t* counts) {
 }
 
 static __global__ void list_segments(Batch batch) {
-  if (is_refused(batch)) return;
+  if (has_bad_label(batch)) return;
   const int64_t num_slots = batch.num_classes * batch.plan.num_groups;
   for (int64_t slot = thread_index(); slot < num_slots; slot += num_threads()) {
     Segment* segments = batch.segments + batch.first_segment[slot];

@@ -129,7 +129,7 @@ void run_class_moments(const Request& request) {
   const Memory counts = Memory::from_request(8 * num_classes);
   const Memory means = Memory::from_request(8 * num_classes * request.num_columns);
   const Memory sumsq = Memory::from_request(8 * num_classes);
-  const Memory error = Memory::from_request(8 * 3);
+  const Memory bad_label = Memory::from_request(sizeof(cuda::BadLabel));
   HostDevice device = request.device();
   const int64_t scratch_bytes =
       request.num_rows == 0 ? 0 : simt::scratch_bytes(device, batch.features, num_classes);
@@ -137,9 +137,9 @@ void run_class_moments(const Request& request) {
   const Status status = cuda::launch_class_moments(
       device, batch.features, batch.labels,
       {counts.as<int64_t>(), means.as<double>(), sumsq.as<double>(), num_classes},
-      error.as<int64_t>(), scratch.data(), scratch_bytes);
+      bad_label.as<cuda::BadLabel>(), scratch.data(), scratch_bytes);
   if (!status.ok()) throw std::runtime_error(describe(status, num_classes, 0));
-  reply(counts, means, sumsq, error);
+  reply(counts, means, sumsq, bad_label);
 }
 
 void run_shift_rows(const Request& request) {

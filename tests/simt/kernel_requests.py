@@ -15,7 +15,7 @@ FEATURE_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  #
 LABEL_TYPES = [torch.int32, torch.int64]
 IGNORE_INDEX = -100
 CLASS_MOMENTS, SHIFT_ROWS, SQUARED_DISTANCES, PLAN = range(4)
-NO_ERROR = (-1, -1, -1)
+NO_BAD_LABEL = (-1, -1, -1)
 SEGMENT_ROWS = 1024  # csrc/moments.h
 
 
@@ -162,12 +162,12 @@ def run(runner, operation, dtype, shape, num_classes, *arrays, **given):
     return runner(header, *(np.asarray(array) for array in arrays))
 
 
-def run_update(runner, features, labels, state, layout, launch, error=NO_ERROR, **given):
-    """State and error after an update by the kernels."""
+def run_update(runner, features, labels, state, layout, launch, bad_label=NO_BAD_LABEL, **given):
+    """State and bad label after an update by the kernels."""
     num_classes = len(state[0])
     reply = run(
         *(runner, CLASS_MOMENTS, features.dtype, features.shape, num_classes),
-        *(layout.elements, labels, *state, np.array(error, dtype=np.int64)),
+        *(layout.elements, labels, *state, np.array(bad_label, dtype=np.int64)),
         **{"layout": layout, "launch": launch, "label_dtype": labels.dtype, **given},
     )
     counts, means, sumsq, noted = np.split(
@@ -220,6 +220,6 @@ def check_update(runner, features, labels, state, layout, launches):
     expected = update_on_cpu(seen, labels, state)
     memory = lay_out(features, layout)
     for launch in launches:
-        got, error = run_update(runner, features, labels, state, memory, launch)
-        assert error == NO_ERROR
+        got, bad_label = run_update(runner, features, labels, state, memory, launch)
+        assert bad_label == NO_BAD_LABEL
         assert_state(got, expected, launch)

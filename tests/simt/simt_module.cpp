@@ -55,7 +55,7 @@ void class_moments_cuda(uintptr_t features, const py::object& feature_type, int6
                         int64_t num_columns, int64_t row_stride, int64_t column_stride,
                         uintptr_t labels, const py::object& label_type, int64_t ignore_index,
                         uintptr_t counts, uintptr_t means, uintptr_t sumsq, int64_t num_classes,
-                        uintptr_t error, uintptr_t scratch, int64_t scratch_bytes,
+                        uintptr_t bad_label, uintptr_t scratch, int64_t scratch_bytes,
                         uintptr_t stream) {
   expect_no_stream(stream);
   if (scratch_bytes !=
@@ -71,7 +71,7 @@ void class_moments_cuda(uintptr_t features, const py::object& feature_type, int6
        row_stride, column_stride},
       {pointer<const void>(labels), number_of<LabelType>(label_type), ignore_index},
       {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
-      pointer<int64_t>(error), pointer<char>(aligned), scratch_bytes - kSlack);
+      pointer<cuda::BadLabel>(bad_label), pointer<char>(aligned), scratch_bytes - kSlack);
   if (!status.ok()) throw std::runtime_error(describe(status, num_classes, ignore_index));
 }
 

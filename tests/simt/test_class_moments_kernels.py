@@ -21,7 +21,7 @@ from kernel_requests import (
     LABELS,
     LAUNCHES,
     LAYOUTS,
-    NO_ERROR,
+    NO_BAD_LABEL,
     PLAN,
     SEGMENT_ROWS,
     SHIFT_ROWS,
@@ -174,15 +174,15 @@ def test_a_label_out_of_range_is_noted_and_nothing_is_written(kernel_runner, bui
     wrong = labels.clone()
     wrong[[77, 78, 150]] = torch.tensor([bad, -3, bad], dtype=labels.dtype)
     for launch in (Launch(1, threads=32, max_blocks=5), Launch(2, threads=64, max_blocks=1)):
-        got, error = run_update(runner, features, wrong, state, memory, launch)
-        assert error == (77, bad, 1)
+        got, noted = run_update(runner, features, wrong, state, memory, launch)
+        assert noted == (77, bad, 1)
         assert_state(got, state)
         # Neither right labels nor other wrong ones change anything from now on.
         wrong_at_once = wrong.clone()
         wrong_at_once[0] = 7
         for later in (labels, wrong_at_once):
-            got, still = run_update(runner, features, later, state, memory, launch, error)
-            assert still == error
+            got, still = run_update(runner, features, later, state, memory, launch, noted)
+            assert still == noted
             assert_state(got, state)
 
 
@@ -195,11 +195,11 @@ def test_any_number_can_be_the_ignored_label(kernel_runner, ignore_index):
     labels[labels == 5] = ignore_index
     state = zeros(5, 9)
     layout = lay_out(features, "contiguous")
-    got, error = run_update(
+    got, noted = run_update(
         *(kernel_runner("plain"), features, labels, state, layout, Launch()),
         ignore_index=ignore_index,
     )
-    assert error == NO_ERROR
+    assert noted == NO_BAD_LABEL
     assert_state(got, update_on_cpu(features, labels, state, ignore_index))
 
 
@@ -253,8 +253,8 @@ def test_empty_batches(kernel_runner):
     features, labels = torch.empty(0, 6), torch.empty(0, dtype=torch.int64)
     layout = Layout(np.empty(0, np.int32), 0, 6, 1)
     state = prior_state(1, 3, 6)
-    got, error = run_update(kernel_runner("plain"), features, labels, state, layout, Launch())
-    assert error == NO_ERROR
+    got, noted = run_update(kernel_runner("plain"), features, labels, state, layout, Launch())
+    assert noted == NO_BAD_LABEL
     assert_state(got, state)
     reply = run(
         *(kernel_runner("plain"), SHIFT_ROWS, torch.float32, (0, 6), 3),
