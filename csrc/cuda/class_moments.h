@@ -17,15 +17,15 @@
 
 namespace deeprep::cuda {
 
-// Bytes needed, and where each array begins; the device says how much room an array takes, a
-// multiple of kScratchAlignment. base: null to ask for the size alone.
 constexpr int64_t kScratchAlignment = 256;
 
+// How many bytes of scratch an update takes, and where its arrays lie in them; the device says how
+// much room an array takes, a multiple of kScratchAlignment. base: null to ask for the size alone.
 template <typename Device>
-class Scratch {
+class ScratchLayout {
  public:
-  Scratch(Device& device, int64_t num_rows, int64_t num_columns, FeatureType type,
-          int64_t num_classes, char* base)
+  ScratchLayout(Device& device, int64_t num_rows, int64_t num_columns, FeatureType type,
+                int64_t num_classes, char* base)
       : base_(base) {
     plan = make_plan(num_rows, num_columns, type, num_classes);
     num_blocks = (plan.num_groups - 1) * (plan.group_rows / plan.block_rows) +
@@ -35,38 +35,29 @@ class Scratch {
     const int64_t full = num_rows / kSegmentRows;
     max_segments = std::min(num_rows, num_slots) + full;
     const int64_t waiting = plan.num_groups == 1 ? 2 * (full + 1) : max_segments;
-    keys = take<uint32_t>(num_rows);
-    sorted_keys = take<uint32_t>(num_rows);
-    rows = take<uint32_t>(num_rows);
-    sorted_rows = take<uint32_t>(num_rows);
-    slice_begin = take<uint32_t>(num_blocks * num_classes + 1);
-    segment_counts = take<int64_t>(num_slots + 1);
-    first_segment = take<int64_t>(num_slots + 1);
-    segments = take<Segment>(max_segments);
-    segment_means = take<double>(waiting * num_columns);
-    segment_growth = take<double>(max_segments * plan.num_strips);
-    sort_bytes = std::max(device.sort_bytes(num_rows), device.sum_bytes(num_slots + 1));
-    temporary = take<char>(static_cast<int64_t>(sort_bytes));
+    scratch.keys = take<uint32_t>(num_rows);
+    scratch.sorted_keys = take<uint32_t>(num_rows);
+    scratch.rows = take<uint32_t>(num_rows);
+    scratch.sorted_rows = take<uint32_t>(num_rows);
+    scratch.slice_begin = take<uint32_t>(num_blocks * num_classes + 1);
+    scratch.segment_counts = take<int64_t>(num_slots + 1);
+    scratch.first_segment = take<int64_t>(num_slots + 1);
+    scratch.segments = take<Segment>(max_segments);
+    scratch.segment_means = take<double>(waiting * num_columns);
+    scratch.segment_growth = take<double>(max_segments * plan.num_strips);
+    temporary_bytes = std::max(device.sort_bytes(num_rows), device.sum_bytes(num_slots + 1));
+    temporary = take<char>(static_cast<int64_t>(temporary_bytes));
   }
 
   int64_t num_bytes() const { return used_; }
 
   Plan plan;
   int64_t num_blocks;
-  int64_t num_slots;
+  int64_t num_slots;  // (class, group)
   int64_t max_segments;
-  uint32_t* keys;
-  uint32_t* sorted_keys;
-  uint32_t* rows;
-  uint32_t* sorted_rows;
-  uint32_t* slice_begin;
-  int64_t* segment_counts;
-  int64_t* first_segment;
-  Segment* segments;
-  double* segment_means;
-  double* segment_growth;
-  char* temporary;
-  size_t sort_bytes;
+  Scratch scratch;
+  char* temporary;  // of the sort and the sum
+  size_t temporary_bytes;
 
  private:
   template <typename T>
@@ -110,68 +101,55 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
 }
 
 // Merges a batch into the state, all of it on the device, unless it or an earlier one has a label
-// out of range: see bad_label.h. scratch: Scratch::num_bytes() or more, aligned to
+// out of range: see bad_label.h. scratch: ScratchLayout::num_bytes() or more, aligned to
 // kScratchAlignment; with fewer, kOutOfMemory, and nothing is launched.
 template <typename Device>
 Status launch_class_moments(Device& device, const Features& features, const Labels& labels,
-                            const ClassMoments& state, BadLabel* bad_label, char* scratch_base,
+                            const ClassMoments& state, BadLabel* bad_label, char* scratch,
                             int64_t scratch_bytes) {
   const int64_t num_rows = features.num_rows;
   if (num_rows == 0) return {};
-  const Scratch<Device> scratch(device, num_rows, features.num_columns, features.type,
-                                state.num_classes, scratch_base);
-  if (scratch.num_bytes() > scratch_bytes) return {Code::kOutOfMemory};
-  const int64_t size = size_of(features.type);
-  const Batch batch = {static_cast<const char*>(features.data),
-                       num_rows,
-                       features.num_columns,
-                       features.row_stride * size,
-                       features.column_stride * size,
-                       scratch.plan,
-                       scratch.num_blocks,
-                       state.num_classes,
-                       state.counts,
-                       state.means,
-                       state.sumsq,
-                       bad_label,
-                       scratch.sorted_keys,
-                       scratch.sorted_rows,
-                       scratch.slice_begin,
-                       scratch.first_segment,
-                       scratch.segments,
-                       scratch.segment_means,
-                       scratch.segment_growth};
+  const ScratchLayout<Device> layout(device, num_rows, features.num_columns, features.type,
+                                     state.num_classes, scratch);
+  if (layout.num_bytes() > scratch_bytes) return {Code::kOutOfMemory};
+  Batch batch = {};
+  batch.features = device_features(features);
+  batch.labels = labels;
+  batch.state = state;
+  batch.bad_label = bad_label;
+  batch.plan = layout.plan;
+  batch.num_blocks = layout.num_blocks;
+  batch.scratch = layout.scratch;
   const int threads = device.threads_per_block();
   const auto blocks = [&](int64_t items, int64_t team = 1) {
     return blocks_for(device, items, team, threads);
   };
-  const int64_t num_keys = scratch.num_blocks * state.num_classes + 1;
+  const int64_t num_keys = layout.num_blocks * state.num_classes + 1;
   int key_bits = 1;
   while (key_bits < 32 && num_keys - 1 >= int64_t{1} << key_bits) ++key_bits;
 
   visit_labels(labels.data, labels.type, [&](const auto* values) {
     using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-    device.launch(make_keys<Label>, blocks(num_rows), threads, batch, values, labels.ignore_index,
-                  scratch.keys, scratch.rows);
+    device.launch(make_keys<Label>, blocks(num_rows), threads, batch);
   });
-  device.sort(scratch.temporary, scratch.sort_bytes, scratch.keys, scratch.sorted_keys,
-              scratch.rows, scratch.sorted_rows, num_rows, key_bits);
+  device.sort(layout.temporary, layout.temporary_bytes, batch.scratch.keys,
+              batch.scratch.sorted_keys, batch.scratch.rows, batch.scratch.sorted_rows, num_rows,
+              key_bits);
   device.launch(find_slices, blocks(num_keys), threads, batch);
-  device.launch(count_segments, blocks(scratch.num_slots + 1), threads, batch,
-                scratch.segment_counts);
-  device.sum(scratch.temporary, scratch.sort_bytes, scratch.segment_counts, scratch.first_segment,
-             scratch.num_slots + 1);
-  device.launch(list_segments, blocks(scratch.num_slots), threads, batch);
+  device.launch(count_segments, blocks(layout.num_slots + 1), threads, batch);
+  device.sum(layout.temporary, layout.temporary_bytes, batch.scratch.segment_counts,
+             batch.scratch.first_segment, layout.num_slots + 1);
+  device.launch(list_segments, blocks(layout.num_slots), threads, batch);
   visit_type(features.type, [&](auto type) {
-    launch_sum_segments<decltype(type)::value>(device, features, batch, scratch.max_segments);
+    launch_sum_segments<decltype(type)::value>(device, features, batch, layout.max_segments);
   });
   const int team = team_size(features.num_columns, 4);
-  device.launch(merge_segments, blocks(state.num_classes * scratch.plan.num_strips, team), threads,
+  device.launch(merge_segments, blocks(state.num_classes * layout.plan.num_strips, team), threads,
                 batch, team);
   device.launch(add_to_state, blocks(state.num_classes, kWarpThreads), threads, batch);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
     using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-    device.launch(complete_bad_label<Label>, 1, kWarpThreads, batch, values);
+    device.launch(complete_bad_label<Label>, 1, kWarpThreads, batch);
   });
   return {};
 }

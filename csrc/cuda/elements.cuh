@@ -4,8 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../class_moments.h"
 #include "cuda/simt.h"
-#include "dispatch.h"
 
 namespace deeprep::cuda {
 
@@ -100,6 +100,25 @@ struct Columns {
     }
   }
 };
+
+// Features as the kernels address them.
+struct DeviceFeatures {
+  const char* data;
+  int64_t num_rows;
+  int64_t num_columns;
+  int64_t row_stride_bytes;
+  int64_t column_stride_bytes;
+};
+
+inline DeviceFeatures device_features(const Features& features) {
+  DeviceFeatures device = {};
+  device.data = static_cast<const char*>(features.data);
+  device.num_rows = features.num_rows;
+  device.num_columns = features.num_columns;
+  device.row_stride_bytes = features.row_stride * size_of(features.type);
+  device.column_stride_bytes = features.column_stride * size_of(features.type);
+  return device;
+}
 
 // Calls visit with the feature type as a constant.
 template <typename Visitor>

@@ -88,7 +88,7 @@ const char* build_description() { return DEEPREP_CUDA_BUILD; }
 int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
                               int64_t num_classes) {
   StreamDevice device(nullptr);
-  return Scratch<StreamDevice>(device, num_rows, num_columns, type, num_classes, nullptr)
+  return ScratchLayout<StreamDevice>(device, num_rows, num_columns, type, num_classes, nullptr)
       .num_bytes();
 }
 

@@ -14,7 +14,7 @@ static __global__ void merge_segments(Batch batch, int team_size) {
   if (has_bad_label(batch)) return;
   const Team team = Team::of_this_thread(team_size);
   const int64_t num_strips = batch.plan.num_strips;
-  const int64_t num_items = batch.num_classes * num_strips;
+  const int64_t num_items = batch.state.num_classes * num_strips;
   for (int64_t item = thread_index() / team_size; item < num_items;
        item += num_threads() / team_size) {
     const int64_t k = item / num_strips;
@@ -23,13 +23,13 @@ static __global__ void merge_segments(Batch batch, int team_size) {
     const int64_t last = first_segment_of(batch, k + 1);
     if (last - first < 2) continue;
     const int64_t column = strip * kStripColumns + team.rank * kVector;
-    const int64_t left = batch.num_columns - column;
+    const int64_t left = batch.features.num_columns - column;
     const int count = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
-    double* state_mean = batch.means + k * batch.num_columns + column;
+    double* state_mean = batch.state.means + k * batch.features.num_columns + column;
     double mean[kVector];
 #pragma unroll
     for (int e = 0; e < kVector; ++e) mean[e] = e < count ? state_mean[e] : 0;
-    int64_t n = batch.counts[k];
+    int64_t n = batch.state.counts[k];
     double total = 0;
     for (int64_t base = first; base < last; base += kAhead) {
       // Merges depend on each other, loads do not: ask for several before the first is needed.
@@ -39,11 +39,12 @@ static __global__ void merge_segments(Batch batch, int team_size) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int64_t s = base + i < last ? base + i : last - 1;
-        const Segment segment = batch.segments[s];
-        const double* waiting =
-            batch.segment_means + waiting_slot(batch, segment, s) * batch.num_columns + column;
+        const Segment segment = batch.scratch.segments[s];
+        const double* waiting = batch.scratch.segment_means +
+                                waiting_slot(batch, segment, s) * batch.features.num_columns +
+                                column;
         rows[i] = segment.num_rows;
-        within[i] = team.rank == 0 ? batch.segment_growth[s * num_strips + strip] : 0;
+        within[i] = team.rank == 0 ? batch.scratch.segment_growth[s * num_strips + strip] : 0;
 #pragma unroll
         for (int e = 0; e < kVector; ++e) other[i][e] = e < count ? waiting[e] : 0;
       }
@@ -58,7 +59,7 @@ static __global__ void merge_segments(Batch batch, int team_size) {
     for (int e = 0; e < kVector; ++e) {
       if (e < count) state_mean[e] = mean[e];
     }
-    if (team.rank == 0) batch.segment_growth[first * num_strips + strip] = total;
+    if (team.rank == 0) batch.scratch.segment_growth[first * num_strips + strip] = total;
   }
 }
 
@@ -67,32 +68,35 @@ static __global__ void add_to_state(Batch batch) {
   if (has_bad_label(batch)) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarpThreads;
   const int64_t num_strips = batch.plan.num_strips;
-  for (int64_t k = thread_index() / kWarpThreads; k < batch.num_classes;
+  for (int64_t k = thread_index() / kWarpThreads; k < batch.state.num_classes;
        k += num_threads() / kWarpThreads) {
     const int64_t first = first_segment_of(batch, k);
     const int64_t last = first_segment_of(batch, k + 1);
     if (first == last) continue;
-    // In order, like the CPU: each warp's load takes 32 strips, each addition one.
-    double sumsq = lane == 0 ? batch.sumsq[k] : 0;  // no shuffle orders a read before the write
+    // In order, like the CPU: each warp's load takes 32 strips, each addition one. Only lane 0 reads
+    // the sum that it is to write: no shuffle orders the one before the other.
+    double sumsq = lane == 0 ? batch.state.sumsq[k] : 0;
     for (int64_t base = 0; base < num_strips; base += kWarpThreads) {
-      const double mine =
-          base + lane < num_strips ? batch.segment_growth[first * num_strips + base + lane] : 0;
+      const double mine = base + lane < num_strips
+                              ? batch.scratch.segment_growth[first * num_strips + base + lane]
+                              : 0;
       for (int i = 0; i < kWarpThreads && base + i < num_strips; ++i) {
         sumsq += __shfl_sync(~0u, mine, i);
       }
     }
     if (lane != 0) continue;
-    batch.sumsq[k] = sumsq;
+    batch.state.sumsq[k] = sumsq;
     int64_t num_rows = 0;
-    for (int64_t s = first; s < last; ++s) num_rows += batch.segments[s].num_rows;
-    batch.counts[k] += num_rows;
+    for (int64_t s = first; s < last; ++s) num_rows += batch.scratch.segments[s].num_rows;
+    batch.state.counts[k] += num_rows;
   }
 }
 
 // Notes the value of a label out of range beside its row, once.
 template <typename Label>
-__global__ void complete_bad_label(Batch batch, const Label* labels) {
+__global__ void complete_bad_label(Batch batch) {
   if (thread_index() != 0 || !has_bad_label(batch) || batch.bad_label->is_final != -1) return;
+  const Label* labels = static_cast<const Label*>(batch.labels.data);
   batch.bad_label->label = labels[batch.bad_label->row];
   batch.bad_label->is_final = 1;
 }

@@ -6,7 +6,9 @@
 // group).
 #pragma once
 
+#include "../class_moments.h"
 #include "cuda/bad_label.h"
+#include "cuda/elements.cuh"
 #include "cuda/simt.h"
 #include "plan.h"
 
@@ -23,29 +25,29 @@ struct Segment {
   int64_t num_rows;
 };
 
-// What the kernels work on: the batch, the state, and scratch that lives for one update.
-struct Batch {
-  const char* features;
-  int64_t num_rows;
-  int64_t num_columns;
-  int64_t row_stride_bytes;
-  int64_t column_stride_bytes;
-  Plan plan;
-  int64_t num_blocks;
-
-  int64_t num_classes;
-  int64_t* counts;  // K
-  double* means;    // K x d
-  double* sumsq;    // K
-  BadLabel* bad_label;
-
-  uint32_t* sorted_keys;   // N; num_blocks * K for rows left out
-  uint32_t* sorted_rows;   // N
-  uint32_t* slice_begin;   // num_blocks * K + 1; position of the first row of each key
-  int64_t* first_segment;  // K * groups + 1, class by class
+// Arrays that live for one update, see ScratchLayout.
+struct Scratch {
+  uint32_t* keys;           // N: block * K + class, and num_blocks * K for rows left out
+  uint32_t* rows;           // N
+  uint32_t* sorted_keys;    // N
+  uint32_t* sorted_rows;    // N
+  uint32_t* slice_begin;    // num_blocks * K + 1: position of the first row of each key
+  int64_t* segment_counts;  // K * groups + 1, class by class
+  int64_t* first_segment;   // K * groups + 1: the counts before each, summed
   Segment* segments;
   double* segment_means;   // slots x d, of segments that wait to be merged
   double* segment_growth;  // segments x strips: what the sums of squares grow by
+};
+
+// What the kernels work on.
+struct Batch {
+  DeviceFeatures features;
+  Labels labels;
+  ClassMoments state;
+  BadLabel* bad_label;
+  Plan plan;
+  int64_t num_blocks;
+  Scratch scratch;
 };
 
 __device__ inline bool has_bad_label(const Batch& batch) { return batch.bad_label->row != -1; }
@@ -57,38 +59,39 @@ __device__ inline int64_t num_threads() { return static_cast<int64_t>(gridDim.x)
 
 // Keys and rows to be sorted; notes the first label out of range.
 template <typename Label>
-__global__ void make_keys(Batch batch, const Label* labels, int64_t ignore_index, uint32_t* keys,
-                          uint32_t* rows) {
+__global__ void make_keys(Batch batch) {
+  const Label* labels = static_cast<const Label*>(batch.labels.data);
+  const int64_t num_classes = batch.state.num_classes;
   const bool is_final = batch.bad_label->is_final != -1;
-  for (int64_t i = thread_index(); i < batch.num_rows; i += num_threads()) {
+  for (int64_t i = thread_index(); i < batch.features.num_rows; i += num_threads()) {
     const int64_t label = labels[i];
-    const bool is_kept = label != ignore_index;
-    const bool is_class = is_kept && label >= 0 && label < batch.num_classes;
+    const bool is_kept = label != batch.labels.ignore_index;
+    const bool is_class = is_kept && label >= 0 && label < num_classes;
     if (is_kept && !is_class && !is_final) {
       atomicMin(reinterpret_cast<unsigned long long*>(&batch.bad_label->row),
                 static_cast<unsigned long long>(i));
     }
     const int64_t block = is_class ? i / batch.plan.block_rows : batch.num_blocks;
-    keys[i] = static_cast<uint32_t>(block * batch.num_classes + (is_class ? label : 0));
-    rows[i] = static_cast<uint32_t>(i);
+    batch.scratch.keys[i] = static_cast<uint32_t>(block * num_classes + (is_class ? label : 0));
+    batch.scratch.rows[i] = static_cast<uint32_t>(i);
   }
 }
 
 // slice_begin[key] for every key, by bisection: keys without rows are many when K is.
 static __global__ void find_slices(Batch batch) {
-  const int64_t num_keys = batch.num_blocks * batch.num_classes + 1;
+  const int64_t num_keys = batch.num_blocks * batch.state.num_classes + 1;
   for (int64_t key = thread_index(); key < num_keys; key += num_threads()) {
     int64_t begin = 0;
-    int64_t end = batch.num_rows;
+    int64_t end = batch.features.num_rows;
     while (begin < end) {
       const int64_t middle = begin + (end - begin) / 2;
-      if (batch.sorted_keys[middle] < key) {
+      if (batch.scratch.sorted_keys[middle] < key) {
         begin = middle + 1;
       } else {
         end = middle;
       }
     }
-    batch.slice_begin[key] = static_cast<uint32_t>(begin);
+    batch.scratch.slice_begin[key] = static_cast<uint32_t>(begin);
   }
 }
 
@@ -103,7 +106,8 @@ __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index,
   Segment segment = {0, 0, class_index, 0};
   int64_t num_segments = 0;
   for (int64_t block = first_block; block < end_block; ++block) {
-    const uint32_t* slice = batch.slice_begin + block * batch.num_classes + class_index;
+    const uint32_t* slice =
+        batch.scratch.slice_begin + block * batch.state.num_classes + class_index;
     for (int64_t begin = slice[0]; begin < slice[1];) {
       if (segment.num_rows == 0) {
         segment.begin = begin;
@@ -122,11 +126,11 @@ __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index,
   return num_segments;
 }
 
-static __global__ void count_segments(Batch batch, int64_t* counts) {
-  const int64_t num_slots = batch.num_classes * batch.plan.num_groups;
+static __global__ void count_segments(Batch batch) {
+  const int64_t num_slots = batch.state.num_classes * batch.plan.num_groups;
   for (int64_t slot = thread_index(); slot <= num_slots; slot += num_threads()) {
     // One more than there are, so that the sums before each end with the sum of all.
-    counts[slot] =
+    batch.scratch.segment_counts[slot] =
         slot == num_slots || has_bad_label(batch)
             ? 0
             : walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
@@ -136,9 +140,9 @@ static __global__ void count_segments(Batch batch, int64_t* counts) {
 
 static __global__ void list_segments(Batch batch) {
   if (has_bad_label(batch)) return;
-  const int64_t num_slots = batch.num_classes * batch.plan.num_groups;
+  const int64_t num_slots = batch.state.num_classes * batch.plan.num_groups;
   for (int64_t slot = thread_index(); slot < num_slots; slot += num_threads()) {
-    Segment* segments = batch.segments + batch.first_segment[slot];
+    Segment* segments = batch.scratch.segments + batch.scratch.first_segment[slot];
     walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
                   [&](int64_t i, const Segment& segment) { segments[i] = segment; });
   }
@@ -146,7 +150,7 @@ static __global__ void list_segments(Batch batch) {
 
 // Where the class's segments begin and end in the list.
 __device__ inline int64_t first_segment_of(const Batch& batch, int64_t class_index) {
-  return batch.first_segment[class_index * batch.plan.num_groups];
+  return batch.scratch.first_segment[class_index * batch.plan.num_groups];
 }
 
 // The slot of segment_means where segment s waits. With one group there may be many more segments

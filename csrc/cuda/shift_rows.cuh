@@ -14,16 +14,16 @@ namespace deeprep::cuda {
 // out[i] = x_i - pivots[labels[i]], or 0 where labels[i] == ignore_index. Parallel axis: rows, a
 // block each, and columns.
 template <FeatureType kType, typename Label>
-__global__ void shift_rows(const char* features, int64_t num_rows, int64_t num_columns,
-                           int64_t row_stride_bytes, int64_t column_stride_bytes,
-                           const Label* labels, int64_t ignore_index,
+__global__ void shift_rows(DeviceFeatures features, const Label* labels, int64_t ignore_index,
                            const typename Element<kType>::Accumulator* pivots,
                            typename Element<kType>::Accumulator* out) {
   using Bits = typename Element<kType>::Bits;
-  for (int64_t i = blockIdx.x; i < num_rows; i += gridDim.x) {
+  const int64_t num_columns = features.num_columns;
+  for (int64_t i = blockIdx.x; i < features.num_rows; i += gridDim.x) {
     const int64_t label = labels[i];
     for (int64_t j = threadIdx.x; j < num_columns; j += blockDim.x) {
-      const char* address = features + i * row_stride_bytes + j * column_stride_bytes;
+      const char* address =
+          features.data + i * features.row_stride_bytes + j * features.column_stride_bytes;
       out[i * num_columns + j] =
           label != ignore_index ? Element<kType>::widen(*reinterpret_cast<const Bits*>(address)) -
                                       pivots[label * num_columns + j]
@@ -37,7 +37,6 @@ template <typename Device>
 void launch_shift_rows(Device& device, const Features& features, const Labels& labels,
                        const void* pivots, void* out) {
   if (features.num_rows == 0) return;
-  const int64_t size = size_of(features.type);
   const int threads = static_cast<int>(
       std::min<int64_t>(device.threads_per_block(), ceil_div(features.num_columns, 32) * 32));
   const int64_t blocks = std::min(features.num_rows, device.max_blocks(threads));
@@ -46,10 +45,8 @@ void launch_shift_rows(Device& device, const Features& features, const Labels& l
     using Accumulator = typename Element<kType>::Accumulator;
     visit_labels(labels.data, labels.type, [&](const auto* values) {
       using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-      device.launch(shift_rows<kType, Label>, blocks, threads,
-                    static_cast<const char*>(features.data), features.num_rows,
-                    features.num_columns, features.row_stride * size, features.column_stride * size,
-                    values, labels.ignore_index, static_cast<const Accumulator*>(pivots),
+      device.launch(shift_rows<kType, Label>, blocks, threads, device_features(features), values,
+                    labels.ignore_index, static_cast<const Accumulator*>(pivots),
                     static_cast<Accumulator*>(out));
     });
   });

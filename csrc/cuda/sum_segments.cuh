@@ -232,22 +232,24 @@ __global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
   const Team team = Team::of_this_thread(team_size);
   const int64_t num_strips = batch.plan.num_strips;
   const int64_t num_items =
-      batch.first_segment[batch.num_classes * batch.plan.num_groups] * num_strips;
+      batch.scratch.first_segment[batch.state.num_classes * batch.plan.num_groups] * num_strips;
   for (int64_t item = thread_index() / team_size; item < num_items;
        item += num_threads() / team_size) {
     const int64_t s = item / num_strips;
     const int64_t strip = item % num_strips;
-    const Segment segment = batch.segments[s];
+    const Segment segment = batch.scratch.segments[s];
     const int64_t column = strip * kStripColumns + team.rank * kVector;
-    const int64_t left = batch.num_columns - column;
+    const int64_t left = batch.features.num_columns - column;
     const int count = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
-    const ThreadColumns columns = {batch.features + column * batch.column_stride_bytes,
-                                   batch.row_stride_bytes, batch.column_stride_bytes,
-                                   batch.sorted_rows, count};
+    const ThreadColumns columns = {
+        batch.features.data + column * batch.features.column_stride_bytes,
+        batch.features.row_stride_bytes, batch.features.column_stride_bytes,
+        batch.scratch.sorted_rows, count};
     StripMoments<kVector> moments = {};
     int64_t begin = segment.begin;
     for (int64_t block = segment.block; moments.n < segment.num_rows; ++block) {
-      const uint32_t* slice = batch.slice_begin + block * batch.num_classes + segment.class_index;
+      const uint32_t* slice =
+          batch.scratch.slice_begin + block * batch.state.num_classes + segment.class_index;
       if (block != segment.block) begin = slice[0];
       while (begin < slice[1] && moments.n < segment.num_rows) {
         const int64_t rows = slice[1] - begin;
@@ -261,17 +263,17 @@ __global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
     const bool is_alone = first_segment_of(batch, k + 1) - first_segment_of(batch, k) == 1;
     double growth = moments.growth;
     if (is_alone) {
-      growth += merge_mean(team, moments.mean, segment.num_rows, batch.counts[k],
-                           batch.means + k * batch.num_columns + column, count);
+      growth += merge_mean(team, moments.mean, segment.num_rows, batch.state.counts[k],
+                           batch.state.means + k * batch.features.num_columns + column, count);
     } else {
-      double* mean =
-          batch.segment_means + waiting_slot(batch, segment, s) * batch.num_columns + column;
+      double* mean = batch.scratch.segment_means +
+                     waiting_slot(batch, segment, s) * batch.features.num_columns + column;
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         if (e < count) mean[e] = moments.mean[e];
       }
     }
-    if (team.rank == 0) batch.segment_growth[s * num_strips + strip] = growth;
+    if (team.rank == 0) batch.scratch.segment_growth[s * num_strips + strip] = growth;
   }
 }
 
