@@ -73,8 +73,8 @@ static __global__ void add_to_state(Batch batch) {
     const int64_t first = first_segment_of(batch, k);
     const int64_t last = first_segment_of(batch, k + 1);
     if (first == last) continue;
-    // In order, like the CPU: each warp's load takes 32 strips, each addition one. Only lane 0 reads
-    // the sum that it is to write: no shuffle orders the one before the other.
+    // In order, like the CPU: each warp's load takes 32 strips, each addition one. Only lane 0
+    // reads the sum that it is to write: no shuffle orders the one before the other.
     double sumsq = lane == 0 ? batch.state.sumsq[k] : 0;
     for (int64_t base = 0; base < num_strips; base += kWarpThreads) {
       const double mine = base + lane < num_strips

@@ -153,9 +153,13 @@ __device__ inline int64_t first_segment_of(const Batch& batch, int64_t class_ind
   return batch.scratch.first_segment[class_index * batch.plan.num_groups];
 }
 
-// The slot of segment_means where segment s waits. With one group there may be many more segments
-// than wait, so slots follow from positions: among segments of classes that have several, those of
-// kSegmentRows begin as far apart, and no two shorter ones, a class's last, are closer.
+// The slot of segment_means where segment s waits to be merged. With several groups all segments
+// have one. With one group there may be many more segments than wait, those of classes that have
+// several, and there are only 2 (N / kSegmentRows + 1) slots, chosen by position; no two meet:
+// - one group is one block, so a full segment holds kSegmentRows rows exactly: two of them begin as
+//   far apart, hence in different quotients, and take the even slots;
+// - a short segment that waits is its class's last and follows a full one of the same class: two of
+//   them begin as far apart too, and take the odd slots.
 __device__ inline int64_t waiting_slot(const Batch& batch, const Segment& segment, int64_t s) {
   if (batch.plan.num_groups > 1) return s;
   return 2 * (segment.begin / kSegmentRows) + (segment.num_rows < kSegmentRows ? 1 : 0);
