@@ -147,11 +147,11 @@ class Pass {
   }
 
   // Merges sorted rows [begin, end) of one class on one tile into (n, mean of that tile).
-  void merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile, int64_t n,
-                  double* mean, bool apart, double* growth, Worker& worker) const {
+  void merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile,
+                  MergeInto into, int64_t n, double* mean, double* growth, Worker& worker) const {
     const SliceOnTile rows = {sorted.rows.data() + begin, end - begin, features_.column_stride,
                               tile * kTileColumns, tile_columns(tile)};
-    kernels_.merge_slice[static_cast<int>(features_.type)](rows, n, mean, apart, growth,
+    kernels_.merge_slice[static_cast<int>(features_.type)](rows, into, n, mean, growth,
                                                            worker.staging.data());
   }
 
@@ -245,19 +245,22 @@ class Pass {
   void sum_segment(int64_t s, int64_t tile, Worker& worker) {
     const Segment& segment = workspace_.segments[s];
     double* growth = growth_of(s, tile);
-    const auto merge = [&](int64_t n, double* mean, bool apart) {
-      merge_rows(workspace_.caller.sorted, segment.begin, segment.end, tile, n, mean, apart, growth,
+    const auto merge = [&](MergeInto into, int64_t n, double* mean) {
+      merge_rows(workspace_.caller.sorted, segment.begin, segment.end, tile, into, n, mean, growth,
                  worker);
     };
     const int64_t n = state_.counts[segment.class_index];
     const int64_t rows = segment.end - segment.begin;
     double* mean = state_mean(segment.class_index, tile);
     if (segment.means != nullptr) {
-      merge(0, segment.means + tile * kTileColumns, false);
-    } else if (n == 0 || rows <= kChunkRows) {
-      merge(n, mean, n != 0);
+      merge(MergeInto::kSegment, 0, segment.means + tile * kTileColumns);
+    } else if (n == 0) {
+      merge(MergeInto::kSegment, 0,
+            mean);  // nothing is there: the segment's moments are the state's
+    } else if (rows <= kChunkRows) {
+      merge(MergeInto::kState, n, mean);
     } else {
-      merge(0, worker.mean.data(), false);
+      merge(MergeInto::kSegment, 0, worker.mean.data());
       kernels_.merge_means(worker.mean.data(), rows, n, mean, tile_columns(tile), growth);
     }
   }
@@ -327,7 +330,8 @@ class Pass {
       for (int64_t tile = 0; tile < num_tiles_; ++tile) {
         double* mean = group.means.get() + slot * features_.num_columns + tile * kTileColumns;
         double* growth = group.sumsq.data() + slot * plan_.num_strips + tile * kTileStrips;
-        merge_rows(worker.sorted, begin, end, tile, count, mean, false, growth, worker);
+        merge_rows(worker.sorted, begin, end, tile, MergeInto::kSegment, count, mean, growth,
+                   worker);
       }
       count += end - begin;
       begin = end;

@@ -24,12 +24,20 @@ struct SliceOnTile {
   int64_t num_columns;      // of the tile, <= kTileColumns
 };
 
+// What the chunks of a slice are merged into. A chunk makes the sum of squares grow by what is
+// within it and by its mean's distance from the mean of the rows before; which of the two are
+// summed over the columns together is part of the order of operations (plan.h).
+enum class MergeInto {
+  kSegment,  // their own segment: both together
+  kState,    // segments merged before. The slice is one chunk and a whole segment: each on its own,
+             // as if the segment had been formed first and then merged
+};
+
 struct Kernels {
   // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for
-  // each strip of the tile, what the sums of squares grow by. apart: the slice is a segment of one
-  // chunk, merged as if its moments were formed first. staging: kChunkRows x num_columns elements,
-  // read only where column_stride != 1.
-  using MergeSlice = void (*)(const SliceOnTile& slice, int64_t n, double* mean, bool apart,
+  // each strip of the tile, what the sums of squares grow by. staging: kChunkRows x num_columns
+  // elements, read only where column_stride != 1.
+  using MergeSlice = void (*)(const SliceOnTile& slice, MergeInto into, int64_t n, double* mean,
                               double* growth, void* staging);
   MergeSlice merge_slice[kNumFeatureTypes];  // indexed by FeatureType
 

@@ -31,25 +31,25 @@ struct StagedRows {
 
 // Merges the finished sums of a chunk, or new ones where these cannot be trusted.
 template <typename T>
-void check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t n,
-                     double* mean, bool apart, double* growth) {
+void check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, MergeInto into,
+                     int64_t n, double* mean, double* growth) {
   const int64_t untrusted = find_untrusted(sums, chunk.num_rows, chunk.num_columns);
   if (untrusted == chunk.num_columns) {
-    merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart, growth);
+    merge_chunk(sums, chunk.num_rows, chunk.num_columns, into, n, mean, growth);
     return;
   }
   ChunkSums<double> precise;
   redo_in_double(chunk, sums, untrusted, precise.view());
-  merge_chunk(precise.view(), chunk.num_rows, n, chunk.num_columns, mean, apart, growth);
+  merge_chunk(precise.view(), chunk.num_rows, chunk.num_columns, into, n, mean, growth);
 }
 template <typename T>
-void check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, int64_t n,
-                     double* mean, bool apart, double* growth) {
-  merge_chunk(sums, chunk.num_rows, n, chunk.num_columns, mean, apart, growth);
+void check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, MergeInto into,
+                     int64_t n, double* mean, double* growth) {
+  merge_chunk(sums, chunk.num_rows, chunk.num_columns, into, n, mean, growth);
 }
 
 template <typename T>
-void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, bool apart, double* growth,
+void merge_slice(const SliceOnTile& slice, MergeInto into, int64_t n, double* mean, double* growth,
                  void* staging) {
   using Accumulator = typename AccumulatorOf<T>::type;
   ChunkSums<Accumulator> sums;
@@ -60,14 +60,14 @@ void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, bool apart, 
     ChunkRows<T> chunk = {slice.rows + begin, offset_bytes, num_rows, slice.num_columns};
     if (slice.column_stride == 1) {
       sum_chunk(chunk, sums.view());
-      check_and_merge(chunk, sums.view(), n, mean, apart, growth);
+      check_and_merge(chunk, sums.view(), into, n, mean, growth);
     } else {
       const StagedRows<T> staged(slice.rows + begin, num_rows, slice.first_column,
                                  slice.num_columns, slice.column_stride, staging);
       chunk.rows = staged.rows;
       chunk.offset_bytes = 0;
       sum_chunk(chunk, sums.view());
-      check_and_merge(chunk, sums.view(), n, mean, apart, growth);
+      check_and_merge(chunk, sums.view(), into, n, mean, growth);
     }
     n += num_rows;
   }

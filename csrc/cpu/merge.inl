@@ -119,11 +119,10 @@ inline DoubleVector load_as(const T* from, DoubleVector) {
 }
 
 // Merges the sums of a chunk of m rows into (n, mean) and adds to growth, a number for each strip,
-// what the sums of squares grow by. A chunk that is a segment of its own grows them by what is
-// within the chunk and, apart, by its distance from the mean: as if the segment were formed first.
+// what the sums of squares grow by.
 template <typename Accumulator>
-void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_t num_columns,
-                 double* mean, bool apart, double* growth) {
+void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t num_columns, MergeInto into,
+                 int64_t n, double* mean, double* growth) {
   const double inverse_rows = 1.0 / static_cast<double>(m);
   const auto add_one = [growth](int64_t strip, const Sums<1, double>& sum) {
     growth[strip] += sum.value[0];
@@ -146,7 +145,7 @@ void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t n, int64_
     return Sums<2, decltype(kind)>{{chunk_sumsq(load_as(sums.q + j, kind), t, inverse_rows),
                                     delta * delta * weights.sumsq_weight}};
   };
-  if (apart) {
+  if (into == MergeInto::kState) {
     sum_strips<2>(num_columns, merge, [growth](int64_t strip, const Sums<2, double>& sum) {
       growth[strip] += sum.value[0] + sum.value[1];
     });
