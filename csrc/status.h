@@ -10,13 +10,16 @@ enum class Code {
   kOk,
   kLabelOutOfRange,
   kOutOfMemory,
+  kScratchTooSmall,
   kCudaError,
 };
 
 struct Status {
   Code code = Code::kOk;
-  int64_t index = 0;  // kLabelOutOfRange: the row whose label is wrong; kCudaError: CUDA's number
-  int64_t value = 0;  // kLabelOutOfRange: that label
+  // kLabelOutOfRange: the row whose label is wrong; kScratchTooSmall: the bytes needed; kCudaError:
+  // CUDA's number.
+  int64_t index = 0;
+  int64_t value = 0;  // kLabelOutOfRange: that label; kScratchTooSmall: the bytes given
 
   bool ok() const { return code == Code::kOk; }
 };
@@ -32,6 +35,9 @@ inline std::string describe(const Status& status, int64_t num_classes, int64_t i
              ") or ignore_index = " + std::to_string(ignore_index);
     case Code::kOutOfMemory:
       return "class_moments: not enough memory for the scratch buffers";
+    case Code::kScratchTooSmall:
+      return "scratch is " + std::to_string(status.value) + " bytes, expected " +
+             std::to_string(status.index) + " or more";
     case Code::kCudaError:
       return "CUDA error " + std::to_string(status.index);
   }

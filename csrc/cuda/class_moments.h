@@ -102,7 +102,7 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
 
 // Merges a batch into the state, all of it on the device, unless it or an earlier one has a label
 // out of range: see bad_label.h. scratch: ScratchLayout::num_bytes() or more, aligned to
-// kScratchAlignment; with fewer, kOutOfMemory, and nothing is launched.
+// kScratchAlignment; with fewer, kScratchTooSmall, and nothing is launched.
 template <typename Device>
 Status launch_class_moments(Device& device, const Features& features, const Labels& labels,
                             const ClassMoments& state, BadLabel* bad_label, char* scratch,
@@ -111,7 +111,9 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
   if (num_rows == 0) return {};
   const ScratchLayout<Device> layout(device, num_rows, features.num_columns, features.type,
                                      state.num_classes, scratch);
-  if (layout.num_bytes() > scratch_bytes) return {Code::kOutOfMemory};
+  if (layout.num_bytes() > scratch_bytes) {
+    return {Code::kScratchTooSmall, layout.num_bytes(), scratch_bytes};
+  }
   Batch batch = {};
   batch.features = device_features(features);
   batch.labels = labels;

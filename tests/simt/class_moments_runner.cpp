@@ -41,6 +41,7 @@ struct Request {
   int64_t seed;
   int64_t threads_per_block;
   int64_t max_blocks;
+  int64_t missing_scratch;  // bytes of scratch too few
 
   FeatureType type() const { return static_cast<FeatureType>(feature_type); }
   HostDevice device() const {
@@ -131,8 +132,9 @@ void run_class_moments(const Request& request) {
   const Memory sumsq = Memory::from_request(8 * num_classes);
   const Memory bad_label = Memory::from_request(sizeof(cuda::BadLabel));
   HostDevice device = request.device();
-  const int64_t scratch_bytes =
+  const int64_t needed =
       request.num_rows == 0 ? 0 : simt::scratch_bytes(device, batch.features, num_classes);
+  const int64_t scratch_bytes = needed - request.missing_scratch;
   const Memory scratch(scratch_bytes);
   const Status status = cuda::launch_class_moments(
       device, batch.features, batch.labels,

@@ -157,7 +157,7 @@ def run(runner, operation, dtype, shape, num_classes, *arrays, **given):
         *(*shape, num_classes, layout.row_stride, layout.column_stride),
         *(len(layout.elements), layout.first, layout.misaligned),
         *(given.get("ignore_index", IGNORE_INDEX), int(given.get("has_center", False))),
-        *(launch.seed, launch.threads, launch.max_blocks),
+        *(launch.seed, launch.threads, launch.max_blocks, given.get("missing_scratch", 0)),
     ]
     return runner(header, *(np.asarray(array) for array in arrays))
 

@@ -6,6 +6,8 @@ builds, and in builds that see every access out of bounds and every race.
 
 from __future__ import annotations
 
+import re
+
 import hypothesis
 import numpy as np
 import pytest
@@ -184,6 +186,19 @@ def test_a_label_out_of_range_is_noted_and_nothing_is_written(kernel_runner, bui
             got, still = run_update(runner, features, later, state, memory, launch, noted)
             assert still == noted
             assert_state(got, state)
+
+
+def test_too_little_scratch_is_refused_with_both_numbers(kernel_runner):
+    features, labels, state = torch.ones(200, 9), torch.zeros(200, dtype=torch.int32), zeros(5, 9)
+    layout = lay_out(features, "contiguous")
+    with pytest.raises(AssertionError) as refused:
+        run_update(
+            *(kernel_runner("plain"), features, labels, state, layout, Launch()),
+            missing_scratch=256,
+        )
+    message = r"scratch is (\d+) bytes, expected (\d+) or more"
+    given, needed = map(int, re.search(message, str(refused.value)).groups())
+    assert needed == given + 256
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 0, 4, 5, 2**40])
