@@ -21,6 +21,23 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);  // NOLINT: the one place where an address becomes a pointer
 }
 
+// Raises the exception that a status stands for, if it stands for one.
+void expect_ok(const Status& status, int64_t num_classes, int64_t ignore_index) {
+  if (status.ok()) return;
+  std::string message = describe(status, num_classes, ignore_index);
+  PyObject* type = PyExc_ValueError;
+  if (status.code == Code::kOutOfMemory) type = PyExc_MemoryError;
+  if (status.code == Code::kScratchTooSmall) type = PyExc_RuntimeError;
+#ifdef DEEPREP_HAS_CUDA
+  if (status.code == Code::kCudaError) {
+    type = PyExc_RuntimeError;
+    message = cuda::describe_error(status.index);
+  }
+#endif
+  PyErr_SetString(type, message.c_str());
+  throw py::error_already_set();
+}
+
 void bound_class_moments(uintptr_t features, FeatureType feature_type, int64_t num_rows,
                          int64_t num_columns, int64_t row_stride, int64_t column_stride,
                          uintptr_t labels, LabelType label_type, int64_t ignore_index,
@@ -36,13 +53,7 @@ void bound_class_moments(uintptr_t features, FeatureType feature_type, int64_t n
         {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
         num_threads);
   }
-  if (status.ok()) return;
-  const std::string message = describe(status, num_classes, ignore_index);
-  if (status.code == Code::kOutOfMemory) {
-    PyErr_SetString(PyExc_MemoryError, message.c_str());
-    throw py::error_already_set();
-  }
-  throw py::value_error(message);
+  expect_ok(status, num_classes, ignore_index);
 }
 
 void bound_shift_rows(uintptr_t features, FeatureType feature_type, int64_t num_rows,
@@ -73,45 +84,40 @@ void bound_set_simd_level(const std::string& name) {
 }
 
 #ifdef DEEPREP_HAS_CUDA
-void expect_launched(const Status& status) {
-  if (status.ok()) return;
-  const std::string message =
-      status.code == Code::kCudaError ? cuda::describe_error(status.index) : describe(status, 0, 0);
-  PyErr_SetString(PyExc_RuntimeError, message.c_str());
-  throw py::error_already_set();
-}
-
 void bound_class_moments_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,
                               int64_t num_columns, int64_t row_stride, int64_t column_stride,
                               uintptr_t labels, LabelType label_type, int64_t ignore_index,
                               uintptr_t counts, uintptr_t means, uintptr_t sumsq,
                               int64_t num_classes, uintptr_t bad_label, uintptr_t scratch,
                               int64_t scratch_bytes, uintptr_t stream) {
-  expect_launched(cuda::class_moments(
+  const Status status = cuda::class_moments(
       {pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
        column_stride},
       {pointer<const void>(labels), label_type, ignore_index},
       {pointer<int64_t>(counts), pointer<double>(means), pointer<double>(sumsq), num_classes},
       pointer<cuda::BadLabel>(bad_label), pointer<void>(scratch), scratch_bytes,
-      pointer<void>(stream)));
+      pointer<void>(stream));
+  expect_ok(status, num_classes, ignore_index);
 }
 
 void bound_shift_rows_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,
                            int64_t num_columns, int64_t row_stride, int64_t column_stride,
                            uintptr_t labels, LabelType label_type, int64_t ignore_index,
                            uintptr_t pivots, uintptr_t out, uintptr_t stream) {
-  expect_launched(cuda::shift_rows({pointer<const void>(features), feature_type, num_rows,
-                                    num_columns, row_stride, column_stride},
-                                   {pointer<const void>(labels), label_type, ignore_index},
-                                   pointer<const void>(pivots), pointer<void>(out),
-                                   pointer<void>(stream)));
+  const Status status =
+      cuda::shift_rows({pointer<const void>(features), feature_type, num_rows, num_columns,
+                        row_stride, column_stride},
+                       {pointer<const void>(labels), label_type, ignore_index},
+                       pointer<const void>(pivots), pointer<void>(out), pointer<void>(stream));
+  expect_ok(status, 0, ignore_index);
 }
 
 void bound_squared_distances_cuda(uintptr_t means, uintptr_t center, uintptr_t out,
                                   int64_t num_classes, int64_t num_columns, uintptr_t stream) {
-  expect_launched(cuda::squared_distances(pointer<const double>(means),
-                                          pointer<const double>(center), pointer<double>(out),
-                                          num_classes, num_columns, pointer<void>(stream)));
+  const Status status = cuda::squared_distances(pointer<const double>(means),
+                                                pointer<const double>(center), pointer<double>(out),
+                                                num_classes, num_columns, pointer<void>(stream));
+  expect_ok(status, num_classes, 0);
 }
 #endif
 

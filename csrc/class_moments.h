@@ -34,6 +34,9 @@ struct Labels {
   int64_t ignore_index;
 };
 
+// Most classes of a state: the numbers of classes are sorted as 32-bit ones.
+constexpr int64_t kMaxClasses = int64_t{1} << 31;
+
 // The running state, contiguous, updated in place. Sums of squares are over rows and columns.
 struct ClassMoments {
   int64_t* counts;  // K
@@ -42,8 +45,8 @@ struct ClassMoments {
   int64_t num_classes;
 };
 
-// Labels are checked before anything is written: on kLabelOutOfRange (the first such row is
-// reported) and on kOutOfMemory the state is untouched.
+// On kTooManyClasses nothing is read. Labels are checked before anything is written: on
+// kLabelOutOfRange (the first such row is reported) and on kOutOfMemory the state is untouched.
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int num_threads);
 

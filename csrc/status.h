@@ -8,6 +8,7 @@ namespace deeprep {
 
 enum class Code {
   kOk,
+  kTooManyClasses,
   kLabelOutOfRange,
   kOutOfMemory,
   kScratchTooSmall,
@@ -16,10 +17,10 @@ enum class Code {
 
 struct Status {
   Code code = Code::kOk;
-  // kLabelOutOfRange: the row whose label is wrong; kScratchTooSmall: the bytes needed; kCudaError:
-  // CUDA's number.
+  // kLabelOutOfRange: the row whose label is wrong; kTooManyClasses and kScratchTooSmall: what was
+  // expected; kCudaError: CUDA's number.
   int64_t index = 0;
-  int64_t value = 0;  // kLabelOutOfRange: that label; kScratchTooSmall: the bytes given
+  int64_t value = 0;  // what was found: the label, the classes, the bytes
 
   bool ok() const { return code == Code::kOk; }
 };
@@ -29,6 +30,9 @@ inline std::string describe(const Status& status, int64_t num_classes, int64_t i
   switch (status.code) {
     case Code::kOk:
       return "ok";
+    case Code::kTooManyClasses:
+      return "num_classes is " + std::to_string(status.value) + ", expected at most " +
+             std::to_string(status.index);
     case Code::kLabelOutOfRange:
       return "labels[" + std::to_string(status.index) + "] is " + std::to_string(status.value) +
              ", expected a class in [0, " + std::to_string(num_classes) +

@@ -31,6 +31,9 @@ Status find_invalid_label(const Labels& labels, int64_t num_classes) {
 
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int num_threads) {
+  if (state.num_classes > kMaxClasses) {
+    return {Code::kTooManyClasses, kMaxClasses, state.num_classes};
+  }
   if (features.num_rows == 0) return {};
   try {
     const Batch batch(features, labels, state, num_threads);

@@ -71,6 +71,15 @@ class ScratchLayout {
   int64_t used_ = 0;
 };
 
+// Bytes of scratch that launch_class_moments() takes; 0 for more classes than it takes.
+template <typename Device>
+int64_t scratch_bytes(Device& device, int64_t num_rows, int64_t num_columns, FeatureType type,
+                      int64_t num_classes) {
+  if (num_classes > kMaxClasses) return 0;
+  return ScratchLayout<Device>(device, num_rows, num_columns, type, num_classes, nullptr)
+      .num_bytes();
+}
+
 // Blocks of `threads` that num_items teams of team_size fill, no more than the device runs at once.
 template <typename Device>
 int64_t blocks_for(const Device& device, int64_t num_items, int64_t team_size, int threads) {
@@ -101,18 +110,21 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
 }
 
 // Merges a batch into the state, all of it on the device, unless it or an earlier one has a label
-// out of range: see bad_label.h. scratch: ScratchLayout::num_bytes() or more, aligned to
-// kScratchAlignment; with fewer, kScratchTooSmall, and nothing is launched.
+// out of range: see bad_label.h. scratch: scratch_bytes() or more, aligned to kScratchAlignment.
+// Nothing is launched on kTooManyClasses and on kScratchTooSmall.
 template <typename Device>
 Status launch_class_moments(Device& device, const Features& features, const Labels& labels,
                             const ClassMoments& state, BadLabel* bad_label, char* scratch,
-                            int64_t scratch_bytes) {
+                            int64_t num_scratch_bytes) {
+  if (state.num_classes > kMaxClasses) {
+    return {Code::kTooManyClasses, kMaxClasses, state.num_classes};
+  }
   const int64_t num_rows = features.num_rows;
   if (num_rows == 0) return {};
   const ScratchLayout<Device> layout(device, num_rows, features.num_columns, features.type,
                                      state.num_classes, scratch);
-  if (layout.num_bytes() > scratch_bytes) {
-    return {Code::kScratchTooSmall, layout.num_bytes(), scratch_bytes};
+  if (layout.num_bytes() > num_scratch_bytes) {
+    return {Code::kScratchTooSmall, layout.num_bytes(), num_scratch_bytes};
   }
   Batch batch = {};
   batch.features = device_features(features);

@@ -88,8 +88,7 @@ const char* build_description() { return DEEPREP_CUDA_BUILD; }
 int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
                               int64_t num_classes) {
   StreamDevice device(nullptr);
-  return ScratchLayout<StreamDevice>(device, num_rows, num_columns, type, num_classes, nullptr)
-      .num_bytes();
+  return scratch_bytes(device, num_rows, num_columns, type, num_classes);
 }
 
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,

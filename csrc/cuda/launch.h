@@ -16,8 +16,8 @@ const char* build_description();
 int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
                               int64_t num_classes);
 
-// See cuda/class_moments.h. Status: kScratchTooSmall, and nothing done, if scratch_bytes are too
-// few; kCudaError if a launch failed.
+// See cuda/class_moments.h. Status: kTooManyClasses, or kScratchTooSmall if scratch_bytes are too
+// few, and nothing done; kCudaError if a launch failed.
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      BadLabel* bad_label, void* scratch, int64_t scratch_bytes, Stream stream);
 

@@ -330,6 +330,34 @@ void check_huge_matrix() {
   expect_close(found, wanted, name);
 }
 
+// The last class of the largest state; with one more class, an error before any address is read.
+void check_most_classes() {
+  const int64_t state_bytes = kMaxClasses * static_cast<int64_t>(sizeof(double));
+  const Reservation counts(state_bytes);
+  const Reservation means(state_bytes);
+  const Reservation sumsq(state_bytes);
+  const ClassMoments state = {reinterpret_cast<int64_t*>(counts.data()),
+                              reinterpret_cast<double*>(means.data()),
+                              reinterpret_cast<double*>(sumsq.data()), kMaxClasses};
+  const float features[] = {1.0F, 3.0F};
+  const int64_t labels[] = {kMaxClasses - 1, kMaxClasses - 1};
+  expect_ok(class_moments({features, FeatureType::kFloat32, 2, 1, 1, 1},
+                          {labels, LabelType::kInt64, kIgnore}, state, 1),
+            "most classes");
+  expect(state.counts[kMaxClasses - 1] == 2 && state.means[kMaxClasses - 1] == 2.0 &&
+             state.sumsq[kMaxClasses - 1] == 2.0,
+         "the last class of the largest state is not updated");
+  for (const int64_t num_rows : {0, 2}) {
+    const Status status = class_moments({nullptr, FeatureType::kFloat32, num_rows, 1, 1, 1},
+                                        {nullptr, LabelType::kInt64, kIgnore},
+                                        {nullptr, nullptr, nullptr, kMaxClasses + 1}, 1);
+    expect(status.code == Code::kTooManyClasses, "too many classes accepted");
+    expect(describe(status, kMaxClasses + 1, kIgnore) ==
+               "num_classes is 2147483649, expected at most 2147483648",
+           "too many classes misreported");
+  }
+}
+
 // Callers on threads of their own, each with its own state, over the same features.
 void check_concurrent_callers() {
   const int64_t num_rows = 70000;
@@ -369,6 +397,7 @@ int main() {
       {"stride 0", check_zero_stride},
       {"huge strides", check_huge_strides},
       {"N * d > 2^31", check_huge_matrix},
+      {"most classes", check_most_classes},
   };
   for (const auto& [name, check] : checks) {
     check();

@@ -81,9 +81,8 @@ class HostDevice {
 
 inline int64_t scratch_bytes(HostDevice& device, const deeprep::Features& features,
                              int64_t num_classes) {
-  return deeprep::cuda::ScratchLayout<HostDevice>(device, features.num_rows, features.num_columns,
-                                                  features.type, num_classes, nullptr)
-      .num_bytes();
+  return deeprep::cuda::scratch_bytes(device, features.num_rows, features.num_columns,
+                                      features.type, num_classes);
 }
 
 }  // namespace simt

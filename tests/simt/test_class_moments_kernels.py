@@ -45,6 +45,7 @@ from kernel_requests import (
 )
 
 import deeprep
+from deeprep import _core
 
 
 @st.composite
@@ -199,6 +200,20 @@ def test_too_little_scratch_is_refused_with_both_numbers(kernel_runner):
     message = r"scratch is (\d+) bytes, expected (\d+) or more"
     given, needed = map(int, re.search(message, str(refused.value)).groups())
     assert needed == given + 256
+
+
+def test_more_classes_than_keys_can_number_are_refused_before_scratch_is_asked_for(kernels):
+    shape = (5, 1, _core.FeatureType.float32, 2**31 + 1)
+    num_bytes = kernels.class_moments_cuda_scratch(*shape)
+    assert num_bytes < 256  # to align nothing
+    scratch = torch.empty(num_bytes, dtype=torch.uint8)
+    with pytest.raises(
+        RuntimeError, match="num_classes is 2147483649, expected at most 2147483648"
+    ):
+        kernels.class_moments_cuda(
+            *(0, _core.FeatureType.float32, 5, 1, 1, 1, 0, _core.LabelType.int64, IGNORE_INDEX),
+            *(0, 0, 0, 2**31 + 1, 0, scratch.data_ptr(), num_bytes, 0),
+        )
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 0, 4, 5, 2**40])
