@@ -1,4 +1,4 @@
-// The merge arithmetic of class moments: four formulas, one header, host and device.
+// The arithmetic of class moments, one header for host and device.
 //
 // A chunk is at most kChunkRows rows of one class. With its first row p as pivot, a kernel
 // accumulates per column, in float32 (float64 for float64 features) and in a fixed order,
@@ -71,6 +71,16 @@ DEEPREP_HOST_DEVICE static inline MergeWeights merge_weights(int64_t n, int64_t 
   const double mean_weight = static_cast<double>(m) / total;
   return {mean_weight, static_cast<double>(n) * mean_weight};
 }
+
+// What is not a number leaves as one NaN: which sign and payload come out of an operation on two
+// NaNs depends on the order of its operands, which compilers choose, and on the processor.
+DEEPREP_HOST_DEVICE static inline double unify_nan(double value) {
+  return value == value ? value : __builtin_nan("");
+}
+
+// A class's means need unify_nan() only where its sum of squares is not finite: to get to a mean, a
+// NaN goes through a difference that is NaN or infinite, whose square stays in the sum.
+DEEPREP_HOST_DEVICE static inline bool is_finite(double value) { return value - value == 0; }
 
 // Whether a strip of a chunk must be summed again in double, from q = sum_j q_j and
 // t2 = sum_j t_j^2 in float32:

@@ -75,6 +75,11 @@ void Batch::merge_segments(const Segment& first, int64_t tile) const {
 void Batch::add_to_state(const Segment& first) const {
   double& sumsq = state.sumsq[first.class_index];
   for (int64_t strip = 0; strip < plan.num_strips; ++strip) sumsq += first.growth[strip];
+  if (!is_finite(sumsq)) {
+    sumsq = unify_nan(sumsq);
+    double* mean = state_mean(first.class_index, 0);
+    std::transform(mean, mean + features.num_columns, mean, unify_nan);
+  }
   int64_t& count = state.counts[first.class_index];
   for (const Segment* segment = &first; segment != nullptr; segment = segment->next) {
     count += segment->num_rows;

@@ -5,6 +5,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "moments.h"
 #include "plan.h"
 
 namespace deeprep {
@@ -18,7 +19,7 @@ void squared_distances(const double* means, const double* center, double* out, i
   parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
     const int64_t end = std::min((item + 1) * classes_per_item, num_classes);
     for (int64_t k = item * classes_per_item; k < end; ++k) {
-      out[k] = distance(means + k * num_columns, center, num_columns);
+      out[k] = unify_nan(distance(means + k * num_columns, center, num_columns));
     }
   });
 }

@@ -84,8 +84,14 @@ static __global__ void add_to_state(Batch batch) {
         sumsq += __shfl_sync(~0u, mine, i);
       }
     }
+    if (!is_finite(__shfl_sync(~0u, sumsq, 0))) {
+      double* mean = batch.state.means + k * batch.features.num_columns;
+      for (int64_t j = lane; j < batch.features.num_columns; j += kWarpThreads) {
+        mean[j] = unify_nan(mean[j]);
+      }
+    }
     if (lane != 0) continue;
-    batch.state.sumsq[k] = sumsq;
+    batch.state.sumsq[k] = unify_nan(sumsq);
     int64_t num_rows = 0;
     for (int64_t s = first; s < last; ++s) num_rows += batch.scratch.segments[s].num_rows;
     batch.state.counts[k] += num_rows;

@@ -42,7 +42,7 @@ static __global__ void sum_squared_distances(const double* means, const double* 
       }
       __syncthreads();
     }
-    if (threadIdx.x == 0) out[k] = total;
+    if (threadIdx.x == 0) out[k] = unify_nan(total);
   }
 }
 

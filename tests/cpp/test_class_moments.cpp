@@ -233,6 +233,51 @@ void check_bad_labels() {
   }
 }
 
+bool is_any_nan_but_one(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return std::isnan(value) && bits != 0x7ff8000000000000u;
+}
+
+// NaNs of any sign and payload, infinities and overflows: what is not a number is one NaN.
+void check_nonfinite() {
+  const uint32_t patterns[] = {0x7fc00000, 0xffc00000, 0x7f812345, 0xff812345,
+                               0x7f800000, 0xff800000, 0x7f7fffff, 0xff7fffff};
+  const int64_t num_classes = 3;
+  std::mt19937_64 random(23);
+  std::normal_distribution<double> normal;
+  for (int trial = 0; trial < 200; ++trial) {
+    const int64_t num_rows = 1 + static_cast<int64_t>(random() % (trial % 20 == 0 ? 9000 : 300));
+    const int64_t num_columns = 1 + static_cast<int64_t>(random() % 200);
+    const Block<float> features(num_rows * num_columns);
+    for (int64_t i = 0; i < features.size(); ++i) features[i] = static_cast<float>(normal(random));
+    for (int i = 0; i < 4; ++i) {
+      std::memcpy(&features[static_cast<int64_t>(random() % features.size())],
+                  &patterns[random() % 8], sizeof(float));
+    }
+    const Block<int64_t> labels =
+        make_labels<int64_t>(num_rows, num_classes, Labelling::kShuffled, random);
+    const int64_t half = num_rows / 2;
+    const std::string name = "not finite, trial " + std::to_string(trial);
+    const State found =
+        same_everywhere(num_classes, num_columns, name, [&](const State& state, int num_threads) {
+          for (const auto& [begin, end] : {std::pair{int64_t{0}, half}, {half, num_rows}}) {
+            expect_ok(class_moments({features.data() + begin * num_columns, FeatureType::kFloat32,
+                                     end - begin, num_columns, num_columns, 1},
+                                    {labels.data() + begin, LabelType::kInt64, kIgnore},
+                                    state.view(), num_threads),
+                      name);
+          }
+        });
+    for (int64_t i = 0; i < found.means.size(); ++i) {
+      expect(!is_any_nan_but_one(found.means[i]), name + ": another NaN as a mean");
+    }
+    for (int64_t k = 0; k < num_classes; ++k) {
+      expect(!is_any_nan_but_one(found.sumsq[k]), name + ": another NaN as a sum of squares");
+    }
+  }
+}
+
 // Every row is the same row: only d numbers and the labels exist.
 void check_zero_stride() {
   const int64_t num_columns = 13;
@@ -394,6 +439,7 @@ int main() {
       {"bfloat16", [] { check_type<BFloat16>("bfloat16"); }},
       {"large batches", check_large},
       {"labels out of range", check_bad_labels},
+      {"not finite", check_nonfinite},
       {"stride 0", check_zero_stride},
       {"huge strides", check_huge_strides},
       {"N * d > 2^31", check_huge_matrix},

@@ -199,14 +199,16 @@ def prior_state(seed, num_classes, num_columns):
     return update_on_cpu(features, labels, zeros(num_classes, num_columns))
 
 
-def assert_bits(got, expected, what=""):
-    """Equal bit for bit, but for the payload of NaNs."""
+def assert_bits(got, expected, what="", any_nan=False):
+    """Equal bit for bit; with `any_nan`, but for the sign and the payload of NaNs."""
     got, expected = np.asarray(got).ravel(), np.asarray(expected).ravel()
     assert got.dtype == expected.dtype
     different = got.view(f"i{got.itemsize}") != expected.view(f"i{got.itemsize}")
-    different &= ~(np.isnan(got) & np.isnan(expected))
+    if any_nan:
+        different &= ~(np.isnan(got) & np.isnan(expected))
     first = np.flatnonzero(different)[:5]
-    assert not len(first), f"{what}: {got[first]} instead of {expected[first]} at {first}"
+    shown = [f"{a[first]} ({a[first].tobytes().hex()})" for a in (got, expected)]
+    assert not len(first), f"{what}: {' instead of '.join(shown)} at {first}"
 
 
 def assert_state(got, expected, what=""):

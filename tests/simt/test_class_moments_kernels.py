@@ -165,6 +165,25 @@ def test_plans(kernel_runner, name, has_state):
     check_update(runner, features, labels, state, "contiguous", launches)
 
 
+@pytest.mark.parametrize("has_state", [False, True])
+def test_what_is_not_a_number_is_the_same_nan_at_every_simd_level(kernel_runner, has_state):
+    patterns = np.array([0x7FC00000, 0xFFC00000, 0x7F812345, 0xFF800000], np.uint32)
+    rng = np.random.default_rng(int(has_state))
+    for num_rows, num_columns in [(1, 1), (40, 3), (150, 130), (200, 33), (5000, 9)]:
+        labels = make_labels(rng, num_rows, 3, "shuffled")
+        features = rng.standard_normal((num_rows, num_columns)).astype(np.float32)
+        flat = features.view(np.uint32).ravel()
+        flat[rng.integers(flat.size, size=4)] = rng.permutation(patterns)
+        features = torch.from_numpy(features)
+        state = prior_state(1, 3, num_columns) if has_state else zeros(3, num_columns)
+        for level in _core.available_simd_levels():
+            _core.set_simd_level(level)
+            check_update(
+                *(kernel_runner("plain"), features, labels, state, "contiguous"),
+                [Launch(num_rows, threads=64, max_blocks=3)],
+            )
+
+
 @pytest.mark.parametrize("bad", [-1, 5, -(2**31), 2**40])
 @pytest.mark.parametrize("build", BUILDS)
 def test_a_label_out_of_range_is_noted_and_nothing_is_written(kernel_runner, build, bad):
@@ -258,7 +277,8 @@ def test_shift_rows(kernel_runner, build, dtype, label_dtype):
             *(memory.elements, labels, pivots),
             **{"layout": memory, "label_dtype": label_dtype, "launch": Launch(5, 64, 7)},
         )
-        assert_bits(np.frombuffer(reply, expected.numpy().dtype), expected, layout)
+        got = np.frombuffer(reply, expected.numpy().dtype)
+        assert_bits(got, expected, layout, any_nan=True)
 
 
 @pytest.mark.parametrize("has_center", [False, True])
@@ -277,6 +297,25 @@ def test_squared_distances(kernel_runner, build, has_center):
         )
         expected = deeprep.ops.squared_distances(points, center)
         assert_bits(np.frombuffer(reply, np.float64), expected, num_columns)
+
+
+def test_squared_distances_that_are_not_numbers_are_one_nan(kernel_runner):
+    rng = np.random.default_rng(0)
+    for num_columns in (40, 133, 300):
+        points, center = rng.standard_normal((50, num_columns)), rng.standard_normal(num_columns)
+        for row in points:
+            row[rng.integers(num_columns, size=3)] = rng.choice([np.nan, -np.nan, np.inf], 3)
+        center[rng.integers(num_columns, size=2)] = np.inf, -np.nan
+        points, center = torch.from_numpy(points), torch.from_numpy(center)
+        reply = run(
+            *(kernel_runner("plain"), SQUARED_DISTANCES, torch.float64, (0, num_columns)),
+            *(50, points, center),
+            **{"has_center": True, "launch": Launch(5, max_blocks=2)},
+        )
+        for level in _core.available_simd_levels():
+            _core.set_simd_level(level)
+            expected = deeprep.ops.squared_distances(points, center)
+            assert_bits(np.frombuffer(reply, np.float64), expected, (num_columns, level))
 
 
 def test_empty_batches(kernel_runner):
