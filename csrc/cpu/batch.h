@@ -72,4 +72,7 @@ class Batch {
 bool merge_one_group(const Batch& batch);
 bool merge_several_groups(const Batch& batch);
 
+// Bytes of scratch that the calling thread keeps for its next batch in one group.
+int64_t kept_scratch_bytes();
+
 }  // namespace deeprep

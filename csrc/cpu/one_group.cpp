@@ -32,12 +32,24 @@ struct Workspace {
     static thread_local Workspace workspace;
     return workspace;
   }
+  int64_t num_bytes() const {
+    return bytes_of(caller.classes) + caller.sorted.num_bytes() + bytes_of(caller.staging) +
+           bytes_of(segments) + bytes_of(first_segment) + bytes_of(tasks) + bytes_of(growth) +
+           bytes_of(means);
+  }
   void trim() {
-    constexpr size_t kKept = 1 << 16;
-    if (std::max({caller.classes.capacity(), growth.capacity(), means.capacity()}) > kKept) {
+    constexpr size_t kKeptElements = 1 << 16;
+    if (std::max({caller.classes.capacity(), growth.capacity(), means.capacity()}) >
+        kKeptElements) {
       *this = Workspace();
     }
   }
+};
+
+// Gives large scratch back when the call that grew it ends, be it by an exception.
+struct Trim {
+  Workspace& workspace;
+  ~Trim() { workspace.trim(); }
 };
 
 class OneGroup {
@@ -162,9 +174,11 @@ class OneGroup {
 
 }  // namespace
 
+int64_t kept_scratch_bytes() { return Workspace::of_this_thread().num_bytes(); }
+
 bool merge_one_group(const Batch& batch) {
   Workspace& workspace = Workspace::of_this_thread();
-  workspace.trim();
+  const Trim at_the_end{workspace};
   return OneGroup(batch, workspace).merge();
 }
 

@@ -9,6 +9,12 @@
 
 namespace deeprep {
 
+// Bytes that a vector holds.
+template <typename T>
+int64_t bytes_of(const std::vector<T>& held) {
+  return static_cast<int64_t>(held.capacity() * sizeof(T));
+}
+
 // The rows of one class in a block (plan.h): positions [begin, end) of the sorted rows.
 struct Slice {
   int64_t class_index;
@@ -41,6 +47,10 @@ struct SortedRows {
     }
     const int64_t end = slices.empty() ? 0 : slices.back().end;
     for (int64_t i = end; i < end + kRowsAhead; ++i) rows[i] = i == 0 ? first_row : rows[i - 1];
+  }
+
+  int64_t num_bytes() const {
+    return bytes_of(rows) + bytes_of(slices) + bytes_of(kept_) + bytes_of(offsets_);
   }
 
  private:

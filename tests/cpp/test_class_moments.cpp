@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "class_moments.h"
+#include "cpu/batch.h"
 #include "cpu/simd.h"
 #include "reference.h"
 
@@ -403,6 +404,31 @@ void check_most_classes() {
   }
 }
 
+// A small batch's scratch is kept for the next one, a large batch's is given back when its call
+// ends.
+void check_kept_scratch() {
+  const int64_t num_rows = 70000;
+  const int64_t num_classes = 1000;  // so many that all rows are one group
+  const Block<float> features(num_rows);
+  const Block<int64_t> labels(num_rows);
+  for (int64_t i = 0; i < num_rows; ++i) labels[i] = i % num_classes;
+  const State state(num_classes, 1);
+  const auto update = [&](int64_t rows) {
+    return class_moments({features.data(), FeatureType::kFloat32, rows, 1, 1, 1},
+                         {labels.data(), LabelType::kInt64, kIgnore}, state.view(), 1);
+  };
+  expect_ok(update(64), "a small batch");
+  const int64_t kept = kept_scratch_bytes();
+  expect(kept > 0, "the scratch of a small batch is not kept");
+  expect_ok(update(64), "a small batch");
+  expect(kept_scratch_bytes() == kept, "the same batch takes other scratch");
+  expect_ok(update(num_rows), "a large batch");
+  expect(kept_scratch_bytes() == 0, "the scratch of a large batch is kept");
+  labels[num_rows - 1] = num_classes;
+  expect(update(num_rows).code == Code::kLabelOutOfRange, "wrong label accepted");
+  expect(kept_scratch_bytes() == 0, "the scratch of a refused batch is kept");
+}
+
 // Callers on threads of their own, each with its own state, over the same features.
 void check_concurrent_callers() {
   const int64_t num_rows = 70000;
@@ -444,6 +470,7 @@ int main() {
       {"huge strides", check_huge_strides},
       {"N * d > 2^31", check_huge_matrix},
       {"most classes", check_most_classes},
+      {"kept scratch", check_kept_scratch},
   };
   for (const auto& [name, check] : checks) {
     check();
