@@ -21,8 +21,9 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);  // NOLINT: the one place where an address becomes a pointer
 }
 
-// Raises the exception that a status stands for, if it stands for one.
-void expect_ok(const Status& status, int64_t num_classes, int64_t ignore_index) {
+// Raises the exception that a status stands for, if any. num_classes and ignore_index: of a label
+// out of range.
+void expect_ok(const Status& status, int64_t num_classes = 0, int64_t ignore_index = 0) {
   if (status.ok()) return;
   std::string message = describe(status, num_classes, ignore_index);
   PyObject* type = PyExc_ValueError;
@@ -67,11 +68,11 @@ void bound_shift_rows(uintptr_t features, FeatureType feature_type, int64_t num_
              pointer<void>(out), num_threads);
 }
 
-void bound_squared_distances(uintptr_t means, uintptr_t center, uintptr_t out, int64_t num_classes,
+void bound_squared_distances(uintptr_t points, uintptr_t center, uintptr_t out, int64_t num_points,
                              int64_t num_columns, int num_threads) {
   const py::gil_scoped_release unlocked;
-  squared_distances(pointer<const double>(means), pointer<const double>(center),
-                    pointer<double>(out), num_classes, num_columns, num_threads);
+  squared_distances(pointer<const double>(points), pointer<const double>(center),
+                    pointer<double>(out), num_points, num_columns, num_threads);
 }
 
 void bound_set_simd_level(const std::string& name) {
@@ -109,15 +110,15 @@ void bound_shift_rows_cuda(uintptr_t features, FeatureType feature_type, int64_t
                         row_stride, column_stride},
                        {pointer<const void>(labels), label_type, ignore_index},
                        pointer<const void>(pivots), pointer<void>(out), pointer<void>(stream));
-  expect_ok(status, 0, ignore_index);
+  expect_ok(status);
 }
 
-void bound_squared_distances_cuda(uintptr_t means, uintptr_t center, uintptr_t out,
-                                  int64_t num_classes, int64_t num_columns, uintptr_t stream) {
-  const Status status = cuda::squared_distances(pointer<const double>(means),
-                                                pointer<const double>(center), pointer<double>(out),
-                                                num_classes, num_columns, pointer<void>(stream));
-  expect_ok(status, num_classes, 0);
+void bound_squared_distances_cuda(uintptr_t points, uintptr_t center, uintptr_t out,
+                                  int64_t num_points, int64_t num_columns, uintptr_t stream) {
+  const Status status =
+      cuda::squared_distances(pointer<const double>(points), pointer<const double>(center),
+                              pointer<double>(out), num_points, num_columns, pointer<void>(stream));
+  expect_ok(status);
 }
 #endif
 

@@ -1,14 +1,14 @@
-// out[k] = sum_j (means[k, j] - center[j])^2, float64: what Tr Sigma_B and the norms of class means
-// are made of, in one pass over the K x d means and without a copy of them.
+// out[k] = sum_j (points[k, j] - center[j])^2, float64: of class means, what Tr Sigma_B and their
+// norms are made of, in one pass over the K x d points and without a copy of them.
 #pragma once
 
 #include <cstdint>
 
 namespace deeprep {
 
-// means: K x d, contiguous; center: d, or null for zero; out: K. The same bits for any number of
+// points: K x d, contiguous; center: d, or null for zero; out: K. The same bits for any number of
 // threads, any instruction set and on any device.
-void squared_distances(const double* means, const double* center, double* out, int64_t num_classes,
+void squared_distances(const double* points, const double* center, double* out, int64_t num_points,
                        int64_t num_columns, int num_threads);
 
 }  // namespace deeprep

@@ -47,8 +47,8 @@ struct Kernels {
   void (*merge_means)(const double* other_mean, int64_t m, int64_t n, double* mean,
                       int64_t num_columns, double* growth);
 
-  // sum_j (mean[j] - center[j])^2 over num_columns of any number; center may be null, for zero.
-  double (*squared_distance)(const double* mean, const double* center, int64_t num_columns);
+  // sum_j (point[j] - center[j])^2 over num_columns of any number; center may be null, for zero.
+  double (*squared_distance)(const double* point, const double* center, int64_t num_columns);
 
   // out[j] = row[j] - pivot[j] in the accumulator type; row: features of any column stride.
   using ShiftRow = void (*)(const void* row, int64_t column_stride, const void* pivot, void* out,

@@ -176,10 +176,10 @@ void merge_means(const double* other_mean, int64_t m, int64_t n, double* mean, i
   });
 }
 
-double squared_distance(const double* mean, const double* center, int64_t num_columns) {
+double squared_distance(const double* point, const double* center, int64_t num_columns) {
   double total = 0;
   const auto term = [&](int64_t j, auto kind) {
-    auto delta = load_as(mean + j, kind);
+    auto delta = load_as(point + j, kind);
     if (center != nullptr) delta -= load_as(center + j, kind);
     return Sums<1, decltype(kind)>{{delta * delta}};
   };

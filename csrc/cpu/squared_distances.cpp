@@ -1,4 +1,4 @@
-// squared_distances on the CPU. Parallel axis: classes.
+// squared_distances on the CPU. Parallel axis: points.
 #include "squared_distances.h"
 
 #include <algorithm>
@@ -10,16 +10,16 @@
 
 namespace deeprep {
 
-void squared_distances(const double* means, const double* center, double* out, int64_t num_classes,
+void squared_distances(const double* points, const double* center, double* out, int64_t num_points,
                        int64_t num_columns, int num_threads) {
   constexpr int64_t kEntriesPerItem = 1 << 16;
-  const int64_t classes_per_item = std::max<int64_t>(1, kEntriesPerItem / num_columns);
-  const int64_t items = ceil_div(num_classes, classes_per_item);
+  const int64_t points_per_item = std::max<int64_t>(1, kEntriesPerItem / num_columns);
+  const int64_t items = ceil_div(num_points, points_per_item);
   const auto distance = active_kernels().squared_distance;
   parallel_for(items, items < 4 ? 1 : num_threads, [&](int64_t item, int) {
-    const int64_t end = std::min((item + 1) * classes_per_item, num_classes);
-    for (int64_t k = item * classes_per_item; k < end; ++k) {
-      out[k] = unify_nan(distance(means + k * num_columns, center, num_columns));
+    const int64_t end = std::min((item + 1) * points_per_item, num_points);
+    for (int64_t k = item * points_per_item; k < end; ++k) {
+      out[k] = unify_nan(distance(points + k * num_columns, center, num_columns));
     }
   });
 }

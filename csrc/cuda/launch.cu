@@ -106,10 +106,10 @@ Status shift_rows(const Features& features, const Labels& labels, const void* pi
   return device.status();
 }
 
-Status squared_distances(const double* means, const double* center, double* out,
-                         int64_t num_classes, int64_t num_columns, Stream stream) {
+Status squared_distances(const double* points, const double* center, double* out,
+                         int64_t num_points, int64_t num_columns, Stream stream) {
   StreamDevice device(stream);
-  launch_squared_distances(device, means, center, out, num_classes, num_columns);
+  launch_squared_distances(device, points, center, out, num_points, num_columns);
   return device.status();
 }
 

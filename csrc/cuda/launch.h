@@ -24,8 +24,8 @@ Status class_moments(const Features& features, const Labels& labels, const Class
 Status shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
                   Stream stream);
 
-Status squared_distances(const double* means, const double* center, double* out,
-                         int64_t num_classes, int64_t num_columns, Stream stream);
+Status squared_distances(const double* points, const double* center, double* out,
+                         int64_t num_points, int64_t num_columns, Stream stream);
 
 // What CUDA calls an error.
 const char* describe_error(int64_t error);

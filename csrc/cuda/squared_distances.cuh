@@ -8,18 +8,18 @@
 
 namespace deeprep::cuda {
 
-// out[k] = sum_j (means[k, j] - center[j])^2. Parallel axis: classes, a block each, whose warps
+// out[k] = sum_j (points[k, j] - center[j])^2. Parallel axis: points, a block each, whose warps
 // take strips in turn; one thread adds the strips in order.
 constexpr int kDistanceWarps = 8;
 
-static __global__ void sum_squared_distances(const double* means, const double* center, double* out,
-                                             int64_t num_classes, int64_t num_columns) {
+static __global__ void sum_squared_distances(const double* points, const double* center,
+                                             double* out, int64_t num_points, int64_t num_columns) {
   constexpr int kVector = 4;
   using Strips = simt::Array<double, kDistanceWarps>;
   SIMT_SHARED(Strips, strips);
   const Team team = Team::of_this_thread(kWarpThreads);
   const int warp = static_cast<int>(threadIdx.x) / kWarpThreads;
-  for (int64_t k = blockIdx.x; k < num_classes; k += gridDim.x) {
+  for (int64_t k = blockIdx.x; k < num_points; k += gridDim.x) {
     double total = 0;
     for (int64_t base = 0; base < num_columns; base += kDistanceWarps * kStripColumns) {
       const int64_t column = base + warp * kStripColumns + team.rank * kVector;
@@ -29,7 +29,7 @@ static __global__ void sum_squared_distances(const double* means, const double* 
         const int64_t j = column + e;
         double delta = 0;
         if (j < num_columns) {
-          delta = means[k * num_columns + j] - (center == nullptr ? 0 : center[j]);
+          delta = points[k * num_columns + j] - (center == nullptr ? 0 : center[j]);
         }
         squares[e] = delta * delta;
       }
@@ -48,11 +48,11 @@ static __global__ void sum_squared_distances(const double* means, const double* 
 
 // As on the CPU, see squared_distances.h.
 template <typename Device>
-void launch_squared_distances(Device& device, const double* means, const double* center,
-                              double* out, int64_t num_classes, int64_t num_columns) {
+void launch_squared_distances(Device& device, const double* points, const double* center,
+                              double* out, int64_t num_points, int64_t num_columns) {
   constexpr int kThreads = kDistanceWarps * kWarpThreads;
-  device.launch(sum_squared_distances, std::min(num_classes, device.max_blocks(kThreads)), kThreads,
-                means, center, out, num_classes, num_columns);
+  device.launch(sum_squared_distances, std::min(num_points, device.max_blocks(kThreads)), kThreads,
+                points, center, out, num_points, num_columns);
 }
 
 }  // namespace deeprep::cuda

@@ -155,11 +155,11 @@ void run_shift_rows(const Request& request) {
 }
 
 void run_squared_distances(const Request& request) {
-  const Memory means = Memory::from_request(8 * request.num_classes * request.num_columns);
+  const Memory points = Memory::from_request(8 * request.num_classes * request.num_columns);
   const Memory center = Memory::from_request(8 * request.num_columns * request.has_center);
   const Memory out(8 * request.num_classes);
   HostDevice device = request.device();
-  cuda::launch_squared_distances(device, means.as<double>(),
+  cuda::launch_squared_distances(device, points.as<double>(),
                                  request.has_center != 0 ? center.as<double>() : nullptr,
                                  out.as<double>(), request.num_classes, request.num_columns);
   reply(out);
