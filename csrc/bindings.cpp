@@ -21,8 +21,8 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);  // NOLINT: the one place where an address becomes a pointer
 }
 
-// Raises the exception that a status stands for, if any. num_classes and ignore_index: of a label
-// out of range.
+// Raises the exception that a status stands for, if any. num_classes and ignore_index: of a bad
+// label.
 void expect_ok(const Status& status, int64_t num_classes = 0, int64_t ignore_index = 0) {
   if (status.ok()) return;
   std::string message = describe(status, num_classes, ignore_index);

@@ -27,7 +27,8 @@ struct Features {
   int64_t column_stride;
 };
 
-// N contiguous labels; rows labelled ignore_index are skipped.
+// N contiguous labels; rows labelled ignore_index are skipped. A bad label is neither that nor a
+// class in [0, num_classes).
 struct Labels {
   const void* data;
   LabelType type;
@@ -45,8 +46,8 @@ struct ClassMoments {
   int64_t num_classes;
 };
 
-// On kTooManyClasses nothing is read. Labels are checked before anything is written: on
-// kLabelOutOfRange (the first such row is reported) and on kOutOfMemory the state is untouched.
+// On kTooManyClasses nothing is read. Labels are checked before anything is written: on kBadLabel,
+// which names the first one, and on kOutOfMemory the state is untouched.
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      int num_threads);
 

@@ -10,7 +10,7 @@
 
 namespace deeprep {
 
-// pivots: num_classes x d, out: N x d, both contiguous. Labels are valid: class_moments() has
+// pivots: num_classes x d, out: N x d, both contiguous. No label is bad: class_moments() has
 // checked them before.
 void shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
                 int num_threads);

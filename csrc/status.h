@@ -9,7 +9,7 @@ namespace deeprep {
 enum class Code {
   kOk,
   kTooManyClasses,
-  kLabelOutOfRange,
+  kBadLabel,
   kOutOfMemory,
   kScratchTooSmall,
   kCudaError,
@@ -17,8 +17,8 @@ enum class Code {
 
 struct Status {
   Code code = Code::kOk;
-  // kLabelOutOfRange: the row whose label is wrong; kTooManyClasses and kScratchTooSmall: what was
-  // expected; kCudaError: CUDA's number.
+  // kBadLabel: its row; kTooManyClasses and kScratchTooSmall: what was expected; kCudaError: CUDA's
+  // number.
   int64_t index = 0;
   int64_t value = 0;  // what was found: the label, the classes, the bytes
 
@@ -33,7 +33,7 @@ inline std::string describe(const Status& status, int64_t num_classes, int64_t i
     case Code::kTooManyClasses:
       return "num_classes is " + std::to_string(status.value) + ", expected at most " +
              std::to_string(status.index);
-    case Code::kLabelOutOfRange:
+    case Code::kBadLabel:
       return "labels[" + std::to_string(status.index) + "] is " + std::to_string(status.value) +
              ", expected a class in [0, " + std::to_string(num_classes) +
              ") or ignore_index = " + std::to_string(ignore_index);

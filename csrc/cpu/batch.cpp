@@ -36,11 +36,11 @@ void Batch::reserve_rows(Worker& worker, int64_t num_rows) const {
 }
 
 bool Batch::sort_rows(int64_t first_row, int64_t num_rows, Worker& worker) const {
-  const bool valid = visit_labels(labels.data, labels.type, [&](const auto* values) {
+  const bool all_good = visit_labels(labels.data, labels.type, [&](const auto* values) {
     return kernels.read_classes(values + first_row, num_rows, state.num_classes,
                                 labels.ignore_index, worker.classes.data());
   });
-  if (!valid) return false;
+  if (!all_good) return false;
   const int64_t row_stride_bytes = features.row_stride * size_of(features.type);
   const char* row = static_cast<const char*>(features.data) + first_row * row_stride_bytes;
   worker.sorted.sort(worker.classes.data(), row, row_stride_bytes, num_rows);

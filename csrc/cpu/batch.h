@@ -36,7 +36,7 @@ class Batch {
   void reserve_staging(Worker& worker) const;
   void reserve_rows(Worker& worker, int64_t num_rows) const;
 
-  // Sorts the rows of a block; false where a label is invalid.
+  // Sorts the rows of a block; false where there is a bad label.
   bool sort_rows(int64_t first_row, int64_t num_rows, Worker& worker) const;
 
   // Merges rows [begin, end) of sorted ones, of one class and segment, on one tile into
@@ -67,7 +67,7 @@ class Batch {
   const int num_workers;
 };
 
-// The flows. False where a label is invalid; nothing is written then. May throw std::bad_alloc,
+// The flows. False where there is a bad label; nothing is written then. May throw std::bad_alloc,
 // likewise.
 bool merge_one_group(const Batch& batch);
 bool merge_several_groups(const Batch& batch);

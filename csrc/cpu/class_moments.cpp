@@ -18,12 +18,12 @@
 namespace deeprep {
 namespace {
 
-// The first label that is neither a class nor ignore_index; there is one.
-Status find_invalid_label(const Labels& labels, int64_t num_classes) {
+// The first bad label; there is one.
+Status find_bad_label(const Labels& labels, int64_t num_classes) {
   return visit_labels(labels.data, labels.type, [&](const auto* values) -> Status {
     int64_t i = 0;
     while ((values[i] >= 0 && values[i] < num_classes) || values[i] == labels.ignore_index) ++i;
-    return {Code::kLabelOutOfRange, i, values[i]};
+    return {Code::kBadLabel, i, values[i]};
   });
 }
 
@@ -38,7 +38,7 @@ Status class_moments(const Features& features, const Labels& labels, const Class
   try {
     const Batch batch(features, labels, state, num_threads);
     const auto merge = batch.plan.num_groups == 1 ? merge_one_group : merge_several_groups;
-    return merge(batch) ? Status{} : find_invalid_label(labels, state.num_classes);
+    return merge(batch) ? Status{} : find_bad_label(labels, state.num_classes);
   } catch (const std::bad_alloc&) {
     return {Code::kOutOfMemory};
   }

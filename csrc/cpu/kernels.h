@@ -55,8 +55,8 @@ struct Kernels {
                             int64_t num_columns);
   ShiftRow shift_row[kNumFeatureTypes];
 
-  // Classes of num_rows labels, -1 for ignore_index; false where a label is neither a class in
-  // [0, num_classes) nor ignore_index. Overloaded through visit_labels.
+  // Classes of num_rows labels, -1 for ignore_index; false where there is a bad label.
+  // Overloaded through visit_labels.
   struct ReadClasses {
     bool (*of_int32)(const int32_t* labels, int64_t num_rows, int64_t num_classes,
                      int64_t ignore_index, int32_t* classes);

@@ -91,21 +91,21 @@ void shift_row(const void* row_data, int64_t column_stride, const void* pivot_da
 
 // ---------------------------------------------------------------- labels
 
-// Classes of the rows, -1 for ignore_index; false where a label is neither.
+// Classes of the rows, -1 for ignore_index; false where there is a bad label.
 template <typename Label>
 bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, int64_t ignore_index,
                   int32_t* __restrict classes) {
   const uint64_t limit = static_cast<uint64_t>(num_classes);
-  uint64_t invalid = 0;
+  uint64_t any_bad = 0;
   for (int64_t i = 0; i < num_rows; ++i) {
     const int64_t label = labels[i];
     const bool in_range = static_cast<uint64_t>(label) < limit;
     const bool is_kept = label != ignore_index;
-    invalid |= static_cast<uint64_t>(!in_range) & static_cast<uint64_t>(is_kept);
+    any_bad |= static_cast<uint64_t>(!in_range) & static_cast<uint64_t>(is_kept);
     const bool is_class = in_range && is_kept;
     classes[i] = is_class ? static_cast<int32_t>(label) : -1;
   }
-  return invalid == 0;
+  return any_bad == 0;
 }
 
 }  // namespace

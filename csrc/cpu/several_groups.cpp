@@ -58,7 +58,7 @@ void add_slice(const Batch& batch, const Slice& slice, Group& group, Worker& wor
   }
 }
 
-// Forms the segments of the group's rows [begin, end); false where a label is invalid.
+// Forms the segments of the group's rows [begin, end); false where there is a bad label.
 bool sum_group(const Batch& batch, int64_t begin, int64_t end, Group& group, Worker& worker) {
   for (int64_t row = begin; row < end; row += batch.plan.block_rows) {
     const int64_t num_rows = std::min(batch.plan.block_rows, end - row);
@@ -93,13 +93,13 @@ bool merge_several_groups(const Batch& batch) {
     batch.reserve_staging(worker);
     batch.reserve_rows(worker, batch.plan.block_rows);
   }
-  std::atomic<bool> valid{true};
+  std::atomic<bool> any_bad{false};
   parallel_for(batch.plan.num_groups, batch.num_workers, [&](int64_t g, int w) {
     const int64_t begin = g * batch.plan.group_rows;
     const int64_t end = std::min(begin + batch.plan.group_rows, batch.features.num_rows);
-    if (!sum_group(batch, begin, end, groups[g], workers[w])) valid = false;
+    if (!sum_group(batch, begin, end, groups[g], workers[w])) any_bad = true;
   });
-  if (!valid) return false;
+  if (any_bad) return false;
   parallel_for(batch.state.num_classes, batch.num_workers,
                [&](int64_t k, int) { merge_class(batch, groups, k); });
   return true;

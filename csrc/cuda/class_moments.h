@@ -109,8 +109,8 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
   }
 }
 
-// Merges a batch into the state, all of it on the device, unless it or an earlier one has a label
-// out of range: see bad_label.h. scratch: scratch_bytes() or more, aligned to kScratchAlignment.
+// Merges a batch into the state, all of it on the device, unless it or an earlier one has a bad
+// label: see bad_label.h. scratch: scratch_bytes() or more, aligned to kScratchAlignment.
 // Nothing is launched on kTooManyClasses and on kScratchTooSmall.
 template <typename Device>
 Status launch_class_moments(Device& device, const Features& features, const Labels& labels,

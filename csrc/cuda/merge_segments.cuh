@@ -1,5 +1,5 @@
 // Merging the segments that waited into the state, and what is left to do once a class: counts,
-// sums of squares, and the note of a label out of range.
+// sums of squares, and the note of a bad label.
 #pragma once
 
 #include "cuda/sum_segments.cuh"
@@ -98,7 +98,7 @@ static __global__ void add_to_state(Batch batch) {
   }
 }
 
-// Notes the value of a label out of range beside its row, once.
+// Notes the value of a bad label beside its row, once.
 template <typename Label>
 __global__ void complete_bad_label(Batch batch) {
   if (thread_index() != 0 || !has_bad_label(batch) || batch.bad_label->is_final != -1) return;

@@ -57,7 +57,7 @@ __device__ inline int64_t thread_index() {
 }
 __device__ inline int64_t num_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
-// Keys and rows to be sorted; notes the first label out of range.
+// Keys and rows to be sorted; notes the first bad label.
 template <typename Label>
 __global__ void make_keys(Batch batch) {
   const Label* labels = static_cast<const Label*>(batch.labels.data);

@@ -227,7 +227,7 @@ void check_bad_labels() {
       const Status status = class_moments(
           {features.data(), FeatureType::kFloat32, num_rows, num_columns, num_columns, 1},
           {labels.data(), LabelType::kInt64, kIgnore}, state.view(), 2);
-      expect(status.code == Code::kLabelOutOfRange, "wrong label accepted");
+      expect(status.code == Code::kBadLabel, "wrong label accepted");
       expect(status.index == row && status.value == wrong, "wrong label misreported");
       expect(state.same_bits(before), "state written in spite of a wrong label");
     }
@@ -425,7 +425,7 @@ void check_kept_scratch() {
   expect_ok(update(num_rows), "a large batch");
   expect(kept_scratch_bytes() == 0, "the scratch of a large batch is kept");
   labels[num_rows - 1] = num_classes;
-  expect(update(num_rows).code == Code::kLabelOutOfRange, "wrong label accepted");
+  expect(update(num_rows).code == Code::kBadLabel, "wrong label accepted");
   expect(kept_scratch_bytes() == 0, "the scratch of a refused batch is kept");
 }
 
@@ -464,7 +464,7 @@ int main() {
       {"float16", [] { check_type<Float16>("float16"); }},
       {"bfloat16", [] { check_type<BFloat16>("bfloat16"); }},
       {"large batches", check_large},
-      {"labels out of range", check_bad_labels},
+      {"bad labels", check_bad_labels},
       {"not finite", check_nonfinite},
       {"stride 0", check_zero_stride},
       {"huge strides", check_huge_strides},
