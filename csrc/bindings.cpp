@@ -1,5 +1,5 @@
 // Python bindings: releases the GIL and turns a Status into an exception; nothing else. Tensors
-// arrive as addresses, checked by deeprep/_validate.py, so the core needs no torch to build.
+// arrive as addresses, checked by deeprep/base/validate.py, so the core needs no torch to build.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -33,6 +33,7 @@ class Batch {
  public:
   Batch(const Features& features, const Labels& labels, const ClassMoments& state, int num_threads);
 
+  // Allocate a worker's scratch: what it needs to merge rows, and to sort blocks of num_rows.
   void reserve_staging(Worker& worker) const;
   void reserve_rows(Worker& worker, int64_t num_rows) const;
 

@@ -25,12 +25,12 @@ struct SliceOnTile {
 };
 
 // What the chunks of a slice are merged into. A chunk makes the sum of squares grow by what is
-// within it and by its mean's distance from the mean of the rows before; which of the two are
-// summed over the columns together is part of the order of operations (plan.h).
+// within it and by the distance of its mean from the mean of the rows before. Whether the two are
+// summed over the columns together or apart is part of the order of operations (plan.h).
 enum class MergeInto {
-  kSegment,  // their own segment: both together
-  kState,    // segments merged before. The slice is one chunk and a whole segment: each on its own,
-             // as if the segment had been formed first and then merged
+  kSegment,  // their own segment: together
+  kState,    // the segments before it, where the slice is one chunk and a whole segment: apart, as
+             // if the segment had been formed first and then merged
 };
 
 struct Kernels {
