@@ -1,4 +1,4 @@
-"""Tables of results: for the terminal and for the README, and how numbers read in them."""
+"""Tables of results: for the terminal and for Markdown, and how numbers read in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """Lay it out for the README."""
+        """Lay it out for docs/speed.md."""
         lines = ["| " + " | ".join(self.header) + " |"]
         lines.append("|---|" + "---:|" * (len(self.header) - 1))
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]

@@ -67,7 +67,7 @@ class Settings:
     out: Path | None = None
     """Where results go; default benchmarks/results, with --quick build/benchmarks-quick."""
     markdown: bool = False
-    """Measure nothing: print the README's table from the results.json that is there."""
+    """Measure nothing: print the tables of docs/speed.md from the results.json that is there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Results, as read from results.json, laid out in tables: for the terminal and for the README."""
+"""Results, as read from results.json, in tables: for the terminal and for docs/speed.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tables(results: Record) -> list[Table]:
 
 
 def markdown(results: Record) -> str:
-    """Return the README's performance section: where it was measured, how, and the tables."""
+    """Return the tables of docs/speed.md, under where and how they were measured."""
     machine, versions = results["machine"], results["versions"]
     parts = [
         f"`{results['command']}` on {machine['cpu']}, {machine['cores']} cores, "

@@ -92,7 +92,7 @@ def test_small_update(benchmark: BenchmarkFixture, shape: Shape) -> None:
 
 
 def test_whole_command(quick: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m benchmarks.run` from the first table to the README's."""
+    """`python -m benchmarks.run` from the first table to those of docs/speed.md."""
     if not quick:
         pytest.skip("takes part in --quick only")
     cheap = ["--sections", "cells", "small", "full", "metrics"]
