@@ -92,7 +92,7 @@ def test_accuracy_contract(
     assert_within_contract(got, features, labels, num_classes)
 
 
-# Several groups of several blocks (csrc/cpu/class_moments.cpp).
+# Several groups of several blocks (csrc/cpu/several_groups.cpp).
 MANY_BLOCKS = {"num_rows": 26000, "num_columns": 128, "num_classes": 48}
 
 

@@ -2,7 +2,7 @@
 
 The CUDA entry points of the core are replaced by those of `_simt`, which run the kernels in the
 host executor, and every tensor that a test does not put `on_host` counts as one on the device. On a
-GPU tests/test_cuda.py does the same.
+GPU tests/state/test_scatter_cuda.py does the same.
 """
 
 from __future__ import annotations
