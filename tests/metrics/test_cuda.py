@@ -1,4 +1,7 @@
-"""Metrics and probes of states on a GPU: the CPU's numbers. See tests/state/test_scatter_cuda.py."""
+"""Metrics and probes of states on a GPU: the CPU's numbers.
+
+See tests/state/test_scatter_cuda.py.
+"""
 
 from __future__ import annotations
 
