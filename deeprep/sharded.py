@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from deeprep import ops
 from deeprep.base.ranks import Ranks
 from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import class_means
-from deeprep.metrics.geometry import closest_rows
+from deeprep.metrics.cosines import largest_cosines
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.collectives import merged_share
 from deeprep.state.statistics import name_classes
@@ -188,16 +189,16 @@ class ShardedClassScatter:
             return float("nan")
         unit = self.share.means[self._present]
         unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-        cosine = closest_rows(unit).cosine
+        largest = largest_cosines(unit, 1)[2].tolist()
         for owner in range(self._ranks.size):
             # Of two ranks one looks at their pairs: the half of the ring before the owner.
             distance = (owner - self._ranks.rank) % self._ranks.size
             mine = 0 < distance <= self._ranks.size // 2 and len(unit) > 0
             for theirs in self._broadcast(unit, owner):
                 if mine:
-                    cosine = max(cosine, float((unit @ theirs.T).max()))
-        cosines: list[float] = self._ranks.gather(cosine)
-        return 1.0 - max(cosines)
+                    largest.append(float((unit @ theirs.T).max()))
+        everywhere: list[list[float]] = self._ranks.gather(largest)
+        return 1.0 - max(itertools.chain.from_iterable(everywhere))
 
     def _broadcast(self, rows: Tensor, owner: int) -> Iterator[Tensor]:
         """Yield the rows of one rank on all of them, so many at a time that tiles stay small."""

@@ -11,16 +11,14 @@ a state that holds NaN or Inf is nan, with a warning that names the classes.
 from deeprep.metrics.classes import PerClass, per_class
 from deeprep.metrics.classifier import LinearProbe, ncc_accuracy, nearest_class, probe, self_duality
 from deeprep.metrics.collapse import cdnv, cdnv_per_class, compression, nc1
-from deeprep.metrics.directional import directional_cdnv
-from deeprep.metrics.geometry import (
+from deeprep.metrics.cosines import (
     ClosestClasses,
     closest_classes,
+    closest_pairs,
     discrimination,
-    equiangularity,
-    equinorm,
-    etf_error,
-    gnc2,
 )
+from deeprep.metrics.directional import directional_cdnv
+from deeprep.metrics.geometry import equiangularity, equinorm, etf_error, gnc2
 from deeprep.metrics.leave_one_out import Jackknife, jackknife
 from deeprep.metrics.spectrum import (
     ClassRanks,
@@ -42,6 +40,7 @@ __all__ = [
     "cdnv_per_class",
     "class_ranks",
     "closest_classes",
+    "closest_pairs",
     "compression",
     "directional_cdnv",
     "discrimination",

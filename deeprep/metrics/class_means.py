@@ -99,16 +99,18 @@ def present_means(s: ClassScatter, present: Tensor) -> Tensor:
     return s.means if len(present) == s.num_classes else s.means[present]
 
 
-def directions(s: ClassScatter, statistic: str, *, centered: bool) -> Tensor | None:
+def directions(
+    s: ClassScatter, statistic: str, *, centered: bool, value: object = "nan"
+) -> Tensor | None:
     """Return mu_k / |mu_k| (P, d); None, with a warning, where they are not all defined."""
     present = present_classes(s, statistic)
-    if not is_finite(s, statistic):
+    if not is_finite(s, statistic, value=value):
         return None
     means = centered_means(s, present) if centered else present_means(s, present)
     norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
     if not bool(norms.all()):
         zero = name_classes(present[norms.squeeze(1) == 0].tolist())
-        warn_undefined(statistic, f"the means of {zero} are zero and have no direction")
+        warn_undefined(statistic, f"the means of {zero} are zero and have no direction", value)
         return None
     return means.div_(norms) if centered else means / norms
 

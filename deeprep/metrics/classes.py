@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deeprep.metrics import class_means
 from deeprep.metrics.collapse import cdnv_per_class
+from deeprep.metrics.cosines import nearest_to_each
 from deeprep.state import ClassScatter, Weighting
 
 
@@ -90,7 +91,7 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
         between = 0.0
     directed = norms > 0
     unit = class_means.present_means(s, present)[directed] / norms[directed].unsqueeze(1)
-    cosine, partner = _closest_to_each(unit)
+    cosine, partner = nearest_to_each(unit)
     classes = present[directed]
     return PerClass(
         **known,
@@ -100,20 +101,3 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
         cosine=column(cosine, classes),
         cdnv=cdnv_per_class(s),
     )
-
-
-def _closest_to_each(unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Find each row's largest cosine with another and that row (P,); nan and -1 for a lone row."""
-    best = unit.new_full((len(unit),), -torch.inf)
-    partner = torch.full_like(best, -1, dtype=torch.int64)
-    if len(unit) < 2:
-        return best.fill_(torch.nan), partner
-    for start, tile in class_means.gram_tiles(unit):
-        tile.diagonal().fill_(-torch.inf)
-        # A tile stands for both orders of its pairs.
-        for dim, where in ((1, slice(start, start + len(tile))), (0, slice(start, None))):
-            cosine, position = tile.max(dim=dim)
-            better = cosine > best[where]
-            best[where] = torch.where(better, cosine, best[where])
-            partner[where] = torch.where(better, start + position, partner[where])
-    return best, partner

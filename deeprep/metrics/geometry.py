@@ -1,78 +1,14 @@
-"""How the class means lie to one another: angles, lengths, distance from a simplex."""
+"""How the centred class means lie to one another: lengths, angles, distance from a simplex."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from deeprep.metrics import class_means
 from deeprep.state import ClassScatter
-
-
-class ClosestClasses(NamedTuple):
-    """The two classes whose means make the smallest angle; (-1, -1, nan) where undefined."""
-
-    first: int
-    second: int
-    cosine: float
-
-
-def closest_classes(s: ClassScatter, *, centered: bool = False) -> ClosestClasses:
-    """Find the pair k < k' with the largest cos(mu_k, mu_k') = <mu_k, mu_k'> / (|mu_k| |mu_k'|).
-
-    ``centered`` takes mu_k - mu_G in place of mu_k. Of equal cosines the first pair is returned.
-    A mean that is zero has no direction: then, and for a state that holds NaN or Inf, the result
-    is ``ClosestClasses(-1, -1, nan)`` with a warning that names the classes.
-
-    Raises
-    ------
-    UndefinedStatisticError
-        Below two classes with samples.
-
-    Notes
-    -----
-    The arg-max of the discrimination of Wang et al. 2025.
-
-    Examples
-    --------
-    >>> import torch, deeprep
-    >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
-    >>> s = deeprep.class_scatter(features, torch.tensor([0, 1, 2]))
-    >>> deeprep.metrics.closest_classes(s)
-    ClosestClasses(first=1, second=2, cosine=0.8)
-    """
-    return _closest(s, centered, "closest_classes")
-
-
-def discrimination(s: ClassScatter, *, centered: bool = False) -> float:
-    """Between-class discrimination D = 1 - max_{k != k'} cos(mu_k, mu_k').
-
-    The means are not centred unless ``centered`` asks for mu_k - mu_G. 1 for orthogonal means, up
-    to K/(K-1) for a simplex: never clipped. nan, with a warning, where a mean is zero and has no
-    direction.
-
-    Raises
-    ------
-    UndefinedStatisticError
-        Below two classes with samples.
-
-    Notes
-    -----
-    Wang et al., Understanding Deep Representation Learning via Layerwise Feature
-    Compression and Discrimination, 2025.
-
-    Examples
-    --------
-    >>> import torch, deeprep
-    >>> s = deeprep.class_scatter(torch.eye(3), torch.tensor([0, 1, 2]))
-    >>> deeprep.discrimination(s)
-    1.0
-    >>> round(deeprep.discrimination(s, centered=True), 12)
-    1.5
-    """
-    return 1.0 - _closest(s, centered, "discrimination").cosine
 
 
 def equinorm(s: ClassScatter) -> float:
@@ -231,28 +167,7 @@ def gnc2(s: ClassScatter) -> float:
     return class_means.ratio(deviation, abs(mean), "gnc2", "the kernels average to 0")
 
 
-def _symmetric_sum(tile: torch.Tensor) -> torch.Tensor:
+def _symmetric_sum(tile: Tensor) -> Tensor:
     """Sum the part of a symmetric (K, K) matrix that ``tile`` stands for; overwrites the tile."""
     diagonal = tile.diagonal().sum()
     return diagonal + 2.0 * class_means.fill_repeats(tile, 0.0).sum()
-
-
-def _closest(s: ClassScatter, centered: bool, statistic: str) -> ClosestClasses:
-    """Find the pair of means with the largest cosine, tile by tile."""
-    unit = class_means.directions(s, statistic, centered=centered)
-    if unit is None:
-        return ClosestClasses(-1, -1, float("nan"))
-    best = closest_rows(unit)
-    classes = s.present
-    return best._replace(first=int(classes[best.first]), second=int(classes[best.second]))
-
-
-def closest_rows(unit: torch.Tensor) -> ClosestClasses:
-    """Find the rows i < j of unit vectors (P, d) with the largest cosine; -inf below two rows."""
-    best = ClosestClasses(-1, -1, -math.inf)
-    for start, tile in class_means.gram_tiles(unit):
-        cosine, position = class_means.fill_repeats(tile, -math.inf).flatten().max(dim=0)
-        if float(cosine) > best.cosine:
-            row, column = divmod(int(position), tile.shape[1])
-            best = ClosestClasses(start + row, start + column, float(cosine))
-    return best

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deeprep import ops
 from deeprep.metrics import class_means
-from deeprep.metrics.geometry import closest_rows
+from deeprep.metrics.cosines import largest_cosines
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.statistics import name_classes
 
@@ -33,7 +33,7 @@ def jackknife(
     classes of the closest pair move it, so take its error as a sign of how far D hangs on them.
 
     No metric is computed K times: leaving out a class moves mu_G along mu_j - mu_G, which leaves
-    O(K d) for compression; discrimination takes two rounds over the pairs of classes.
+    O(K d) for compression; discrimination takes one round over the pairs of classes.
 
     Parameters
     ----------
@@ -139,18 +139,15 @@ def _between_without_each(s: ClassScatter, present: Tensor, weights: Tensor) -> 
 
 
 def _discriminations_without_each(unit: Tensor) -> Tensor:
-    """Discrimination (P,) without each class; ``unit`` (P, d) means of length one, reordered.
+    """Discrimination (P,) without each class; ``unit`` (P, d) means of length one.
 
-    It changes only without one of the two classes of the closest pair.
+    It changes only without one of the two classes of the closest pair. These are in P - 1 pairs
+    each, so that one of the P closest is without it: the first such pair is the closest then.
     """
-    first, second, cosine = closest_rows(unit)
-    unit[[0, first]] = unit[[first, 0]]
-    unit[[1, second]] = unit[[second, 1]]
-    others = closest_rows(unit[2:]).cosine
-    to_first, to_second = (unit[2:] @ unit[:2].T).amax(dim=0).tolist()
-    largest = unit.new_full((len(unit),), cosine)
-    largest[0] = max(others, to_second)
-    largest[1] = max(others, to_first)
+    first, second, cosines = largest_cosines(unit, len(unit))
+    largest = torch.full_like(unit[:, 0], float(cosines[0]))
+    for left_out in (int(first[0]), int(second[0])):
+        largest[left_out] = cosines[(first != left_out) & (second != left_out)][0]
     return 1.0 - largest
 
 

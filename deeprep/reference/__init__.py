@@ -23,6 +23,7 @@ from deeprep.reference.collapse import (
 )
 from deeprep.reference.geometry import (
     closest_classes,
+    closest_pairs,
     discrimination,
     equiangularity,
     equinorm,
@@ -46,6 +47,7 @@ __all__ = [
     "class_ranks",
     "class_scatter",
     "closest_classes",
+    "closest_pairs",
     "compression",
     "directional_cdnv",
     "discrimination",

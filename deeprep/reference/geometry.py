@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deeprep.reference.scatter import cosines_of, ratio, scatter_of
+from deeprep.reference.scatter import ReferenceScatter, cosines_of, ratio, scatter_of
 
 
 def closest_classes(
@@ -22,12 +22,29 @@ def closest_classes(
     (1, 2, 0.8)
     """
     s = scatter_of(features, labels, ignore_index, "closest_classes", classes=2)
-    cosines = cosines_of(s, centered, "closest_classes")
-    if cosines is None:
-        return -1, -1, float("nan")
-    pairs = np.where(np.triu(np.ones_like(cosines), k=1) > 0, cosines, -np.inf)
-    first, second = np.unravel_index(np.argmax(pairs), pairs.shape)
-    return int(s.present[first]), int(s.present[second]), float(pairs[first, second])
+    pairs = _pairs(s, centered, "closest_classes")
+    return pairs[0] if pairs else (-1, -1, float("nan"))
+
+
+def closest_pairs(
+    features: ArrayLike,
+    labels: ArrayLike,
+    count: int,
+    *,
+    centered: bool = False,
+    ignore_index: int = -100,
+) -> list[tuple[int, int, float]]:
+    """(k, k', cosine) of the ``count`` pairs k < k' with the largest cos(mu_k, mu_k'), falling.
+
+    cos(mu_k, mu_k') = <mu_k, mu_k'> / (|mu_k| |mu_k'|); ``centered`` takes mu_k - mu_G instead of
+    mu_k. All pairs where there are fewer; equal cosines in the order of their pairs. A zero mean
+    has no direction: then none, with a warning.
+
+    >>> closest_pairs([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]], [0, 1, 2], 2)
+    [(1, 2, 0.8), (0, 2, 0.6)]
+    """
+    s = scatter_of(features, labels, ignore_index, "closest_pairs", classes=2)
+    return _pairs(s, centered, "closest_pairs")[:count]
 
 
 def discrimination(
@@ -39,10 +56,8 @@ def discrimination(
     0.2
     """
     s = scatter_of(features, labels, ignore_index, "discrimination", classes=2)
-    cosines = cosines_of(s, centered, "discrimination")
-    if cosines is None:
-        return float("nan")
-    return 1.0 - float(cosines[np.triu_indices_from(cosines, k=1)].max())
+    pairs = _pairs(s, centered, "discrimination")
+    return 1.0 - pairs[0][2] if pairs else float("nan")
 
 
 def equinorm(features: ArrayLike, labels: ArrayLike, *, ignore_index: int = -100) -> float:
@@ -106,3 +121,15 @@ def gnc2(features: ArrayLike, labels: ArrayLike, *, ignore_index: int = -100) ->
             return float("nan")
         kernels.append(-np.log(distance))
     return ratio(float(np.std(kernels)), float(abs(np.mean(kernels))), "gnc2")
+
+
+def _pairs(s: ReferenceScatter, centered: bool, statistic: str) -> list[tuple[int, int, float]]:
+    """All pairs k < k' by falling cosine; none, with a warning, where a mean has no direction."""
+    cosines = cosines_of(s, centered, statistic)
+    if cosines is None:
+        return []
+    pairs = [
+        (int(s.present[i]), int(s.present[j]), float(cosines[i, j]))
+        for i, j in itertools.combinations(range(len(cosines)), 2)
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])  # stable

@@ -14,6 +14,7 @@ from torch import Tensor
 from deeprep import metrics
 from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import ClosestClasses, class_means
+from deeprep.metrics.cosines import search_pairs
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.settled import SettledScatter
 
@@ -179,7 +180,7 @@ def _of_classes(
     spanned = _in_span_of_means(s, present) if names else s
     values: dict[str, Any] = {
         "compression": _defined(notes, metrics.compression, s, weighting, corrected),
-        **_of_cosines(s),
+        **_of_cosines(s, len(present)),
         **{name: _defined(notes, getattr(metrics, name), spanned) for name in names},
     }
     if jackknife:
@@ -219,55 +220,24 @@ def _in_span_of_means(s: SettledScatter, present: Tensor) -> SettledScatter:
     return s.with_means(means)
 
 
-def _of_cosines(s: ClassScatter) -> dict[str, Any]:
-    """Discrimination and the pairs of classes that are closest to one another, by one pass."""
-    unit = class_means.directions(s, "discrimination", centered=False)
-    if unit is None:
+def _of_cosines(s: ClassScatter, classes: int) -> dict[str, Any]:
+    """Discrimination and the pairs of classes that are closest to one another, by one search."""
+    pairs = search_pairs(s, _pairs_kept(classes), "discrimination", centered=False)
+    if not pairs:
         return {"discrimination": math.nan}
-    classes = s.present.tolist()
-    all_pairs = len(classes) * (len(classes) - 1) // 2
-    rows, columns, cosines = _largest_cosines(
-        unit, all_pairs if len(classes) <= CLASSES_WITH_ALL_PAIRS else CLOSEST_PAIRS
-    )
-    pairs = tuple(
-        ClosestClasses(classes[row], classes[column], round(cosine, 6))
-        for row, column, cosine in zip(
-            rows.tolist(), columns.tolist(), cosines.tolist(), strict=True
-        )
-    )
     return {
-        "discrimination": 1.0 - float(cosines[0]),
+        "discrimination": 1.0 - pairs[0].cosine,
         "closest_classes": pairs[0][:2],
-        "closest_pairs": pairs,
+        "closest_pairs": _rounded(pairs),
     }
 
 
-def _largest_cosines(unit: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows k, columns k' > k and values of the `count` largest <u_k, u_k'>, falling; by tiles.
-
-    Of equal cosines the first pairs are taken, so that the result does not depend on the tiles.
-    """
-    rows = columns = torch.empty(0, dtype=torch.int64, device=unit.device)
-    cosines = unit.new_empty(0)
-    for start, tile in class_means.gram_tiles(unit):
-        values = class_means.fill_repeats(tile, -math.inf).flatten()
-        least = float(cosines[-1]) if len(cosines) == count else -math.inf
-        found = _first_largest(values, (values > least).nonzero().squeeze(1), count)
-        cosines, order = torch.cat([cosines, values[found]]).sort(descending=True, stable=True)
-        rows = torch.cat([rows, start + found // tile.shape[1]])[order[:count]]
-        columns = torch.cat([columns, start + found % tile.shape[1]])[order[:count]]
-        cosines = cosines[:count]
-    return rows, columns, cosines
+def _pairs_kept(classes: int) -> int:
+    return math.comb(classes, 2) if classes <= CLASSES_WITH_ALL_PAIRS else CLOSEST_PAIRS
 
 
-def _first_largest(values: Tensor, found: Tensor, count: int) -> Tensor:
-    """Of the rising indices `found`, those of the `count` largest values, the first of equals."""
-    if len(found) <= count:
-        return found
-    candidates = values[found]
-    least = candidates.topk(count).values[-1]
-    larger, equal = found[candidates > least], found[candidates == least]
-    return torch.cat([larger, equal[: count - len(larger)]]).sort().values
+def _rounded(pairs: tuple[ClosestClasses, ...]) -> tuple[ClosestClasses, ...]:
+    return tuple(pair._replace(cosine=round(pair.cosine, 6)) for pair in pairs)
 
 
 def _of_products(

@@ -168,6 +168,24 @@ def test_closest_classes(problem, centered):
         assert float(one @ other / (one.norm() * other.norm())) == near(expected[2], features)
 
 
+@settings(max_examples=80, deadline=None)
+@given(problem=problems(), centered=st.booleans(), count=st.sampled_from([1, 2, 5, 100]))
+def test_closest_pairs(problem, centered, count):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes)
+    found = metrics.closest_pairs(s, count, centered=centered)
+    expected = reference.closest_pairs(features, labels, count, centered=centered)
+    assert [pair.cosine for pair in found] == near([pair[2] for pair in expected], features)
+    assert [pair.cosine for pair in found] == sorted((pair.cosine for pair in found), reverse=True)
+    assert len({pair[:2] for pair in found}) == len(found)
+    # Ties may fall either way, but every pair named has the cosine named.
+    means = s.means - s.global_mean if centered else s.means
+    for first, second, cosine in found:
+        assert first < second
+        one, other = means[first], means[second]
+        assert float(one @ other / (one.norm() * other.norm())) == near(cosine, features)
+
+
 @settings(max_examples=40, deadline=None)
 @given(problem=problems([np.float64]))
 def test_nc1(problem):

@@ -43,6 +43,7 @@ METRICS = {
             *("numerical_rank", "rankme", "stable_rank"),
         )
     },
+    "closest_pairs": lambda s: [pair.cosine for pair in metrics.closest_pairs(s, 5)],
     "cdnv_per_class": lambda s: metrics.cdnv_per_class(s).tolist(),
     "jackknife": lambda s: list(metrics.jackknife(s)),
     "per_class": lambda s: torch.cat(list(metrics.per_class(s))).tolist(),

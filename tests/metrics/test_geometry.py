@@ -1,4 +1,4 @@
-"""discrimination and the neural-collapse geometry: degenerate input and closed forms."""
+"""The neural-collapse geometry: degenerate input and closed forms."""
 
 import math
 
@@ -13,17 +13,6 @@ from deeprep import metrics, reference
 def scatter_of_means(means):
     means = torch.as_tensor(means, dtype=torch.float64)
     return deeprep.class_scatter(means, torch.arange(len(means)))
-
-
-def test_orthogonal_means_have_discrimination_one():
-    s = scatter_of_means(3.0 * torch.eye(4, 7))
-    assert deeprep.discrimination(s) == 1.0
-    assert metrics.closest_classes(s) == (0, 1, 0.0)
-
-
-def test_equal_and_opposite_directions():
-    assert deeprep.discrimination(scatter_of_means([[1, 2], [2, 4], [-1, 1]])) == pytest.approx(0)
-    assert deeprep.discrimination(scatter_of_means([[1, 2], [-3, -6]])) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
@@ -60,28 +49,6 @@ def test_gnc2_of_coinciding_directions():
     s = scatter_of_means([[1.0, 0.0], [2.0, 0.0], [-3.0, 0.0]])
     with pytest.warns(UserWarning, match="gnc2 is nan: two class means lie in the same direction"):
         assert math.isnan(metrics.gnc2(s))
-
-
-@pytest.mark.filterwarnings("ignore:3 of 6 classes")
-def test_closest_pair_is_named_by_class():
-    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.1]])
-    s = deeprep.class_scatter(features, torch.tensor([1, 3, 4]), 6)
-    first, second, cosine = metrics.closest_classes(s)
-    assert (first, second) == (3, 4)
-    assert cosine == pytest.approx(0.1 / math.hypot(1.0, 0.1))
-
-
-def test_zero_mean_has_no_direction():
-    features = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
-    s = deeprep.class_scatter(features, torch.arange(3))
-    with pytest.warns(UserWarning, match=r"discrimination is nan.* 1 class \(1\) are zero"):
-        assert math.isnan(deeprep.discrimination(s))
-    with pytest.warns(UserWarning, match="closest_classes is nan"):
-        first, second, cosine = metrics.closest_classes(s)
-    assert (first, second) == (-1, -1)
-    assert math.isnan(cosine)
-    # Centred, all three have one.
-    assert deeprep.discrimination(s, centered=True) > 0
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e6])
@@ -133,6 +100,7 @@ def test_state_is_left_alone():
     for name in filter(str.islower, metrics.__all__):
         extra = {
             "class_ranks": (torch.randn(4, 6), torch.arange(4)),
+            "closest_pairs": (3,),
             "directional_cdnv": (torch.randn(4, 6), torch.arange(4)),
             "ncc_accuracy": (torch.randn(4, 6), torch.arange(4)),
             "nearest_class": (torch.randn(4, 6),),

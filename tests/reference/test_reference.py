@@ -97,6 +97,19 @@ def test_coinciding_and_zero_means():
         assert math.isnan(reference.discrimination([[1.0], [0.0]], [0, 1]))
 
 
+def test_closest_pairs_by_hand():
+    # Cosines 0.8 of (1, 3), 0.6 of (0, 3), 0 of (0, 1); class 2 has no samples.
+    features, labels = [[2.0, 0.0], [0.0, 1.0], [3.0, 4.0]], [0, 1, 3]
+    pairs = reference.closest_pairs(features, labels, 9)
+    assert [pair[:2] for pair in pairs] == [(1, 3), (0, 3), (0, 1)]
+    assert [pair[2] for pair in pairs] == pytest.approx([0.8, 0.6, 0.0])
+    assert reference.closest_pairs(np.eye(4), range(4), 2) == [(0, 1, 0.0), (0, 2, 0.0)]
+    with pytest.warns(UserWarning, match=r"closest_pairs is nan: the class means \[1\] are zero"):
+        assert reference.closest_pairs([[1.0], [0.0]], [0, 1], 1) == []
+    with pytest.raises(UndefinedStatisticError, match="closest_pairs needs at least two classes"):
+        reference.closest_pairs([[1.0]], [0], 1)
+
+
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_simplex(num_classes):
     means, labels = np.eye(num_classes), np.arange(num_classes)
