@@ -7,7 +7,6 @@ the K x K matrix of the pairs never exists and each pair is computed once.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from deeprep import ops
 from deeprep.base.validate import UndefinedStatisticError, as_tensor
+from deeprep.base.warn import warn
 from deeprep.state import ClassScatter
 from deeprep.state.statistics import name_classes
 
@@ -62,8 +62,8 @@ def is_finite(
 
 
 def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:
-    """Warn, in the caller of the metric, that the statistic has no ordinary value and why."""
-    warnings.warn(f"{statistic} is {value}: {reason}", UserWarning, stacklevel=4)
+    """Warn that the statistic has no ordinary value, and why."""
+    warn(f"{statistic} is {value}: {reason}")
 
 
 def ratio(

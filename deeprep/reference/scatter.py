@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deeprep.base.validate import UndefinedStatisticError
+from deeprep.base.warn import warn
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -185,7 +185,7 @@ def ratio(numerator: float, denominator: float, statistic: str) -> float:
     if denominator != 0.0:
         return numerator / denominator
     value = float("inf") if numerator > 0 else float("nan")
-    warnings.warn(f"{statistic} is {value}: all class means coincide", UserWarning, stacklevel=3)
+    warn(f"{statistic} is {value}: all class means coincide")
     return value
 
 
@@ -196,11 +196,7 @@ def cosines_of(s: ReferenceScatter, centered: bool, statistic: str) -> Array | N
     zero = norms == 0.0
     if zero.any():
         classes = s.present[zero].tolist()
-        warnings.warn(
-            f"{statistic} is nan: the class means {classes} are zero and have no direction",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"{statistic} is nan: the class means {classes} are zero and have no direction")
         return None
     unit = means / norms[:, None]
     return np.asarray(unit @ unit.T)
