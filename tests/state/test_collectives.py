@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import time
-import traceback
 from datetime import timedelta
 
 import pytest
 import torch
+from rank_checks import cuts, run_checks
 from torch import distributed
 
-import deeprep
 from deeprep import ClassScatter, class_scatter
 from deeprep.base.ranks import RankLostError
-from deeprep.sharded import reduce_scatter
 from deeprep.state import all_reduce_layers, collectives
 
 NUM_CLASSES, WIDTH = 5, 7
@@ -30,15 +27,6 @@ def make_data(num_rows=400, dtype=torch.float64, offset=0.0, spread=1.0, seed=0)
     draw = torch.randn(num_rows + 4, WIDTH, generator=generator, dtype=torch.float64)
     features = 3.0 * draw[num_rows:][labels] + spread * draw[:num_rows] + offset
     return features.to(dtype), labels
-
-
-def cuts(num_rows, size, rank):
-    """Ragged shares: rank r gets twice as many rows as rank r - 1, but the last rank none."""
-    shares = [2**r for r in range(size - 1)] + [0] if size > 1 else [1]
-    edges = [0, *itertools.accumulate(num_rows * s // sum(shares) for s in shares)]
-    edges[-2 if size > 1 else -1] = num_rows
-    edges[-1] = num_rows
-    return edges[rank], edges[rank + 1]
 
 
 def share_of(data, size, rank, **options):
@@ -212,78 +200,7 @@ def check_group_without_this_process(rank, size):
             s.all_reduce(group)
 
 
-def check_shards(rank, size):
-    generator = torch.Generator().manual_seed(3)
-    means = torch.randn(23, WIDTH, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 22, (500,), generator=generator)  # class 22 stays empty
-    noise = torch.randn(500, WIDTH, generator=generator, dtype=torch.float64)
-    features = means[labels] + 0.1 * noise
-    begin, end = cuts(500, size, rank)
-    s = ClassScatter(23, WIDTH)
-    s.update(features[begin:end], labels[begin:end])
-    before = s.state_dict()
-    whole = class_scatter(features, labels, 23)
-    for entries in (collectives._BUCKET_ENTRIES, 40):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collectives, "_BUCKET_ENTRIES", entries)
-            patch.setattr(deeprep.metrics.class_means, "TILE_ENTRIES", entries)
-            sharded = reduce_scatter(s)
-            discrimination = sharded.discrimination()
-        first, last = sharded.first_class, sharded.first_class + sharded.share.num_classes
-        assert torch.equal(sharded.share.counts, whole.counts[first:last])
-        assert float((sharded.share.means - whole.means[first:last]).abs().max()) <= 1e-14
-        error = (sharded.share.sumsq - whole.sumsq[first:last]).abs()
-        assert bool((error <= 1e-12 * whole.sumsq[first:last]).all())
-        assert sharded.num_samples == 500
-        assert float((sharded.global_mean - whole.global_mean).abs().max()) <= 1e-14
-        assert discrimination == pytest.approx(deeprep.discrimination(whole), rel=1e-12)
-        assert sharded.trace_within == pytest.approx(whole.trace_within, rel=1e-12)
-        for weighting in ("uniform", "prior"):
-            for found, wanted in (
-                (sharded.trace_between(weighting), whole.trace_between(weighting)),
-                (sharded.compression(weighting), deeprep.compression(whole, weighting)),
-            ):
-                assert found == pytest.approx(wanted, rel=1e-12)
-        assert len(set(sharded._ranks.gather((discrimination, sharded.compression())))) == 1
-    assert torch.equal(s.means, before["means"])
-    shares = sharded._ranks.gather((first, last))
-    assert [k for begin, end in shares for k in range(begin, end)] == list(range(23))
-
-
-def check_shards_that_are_not_ordinary(rank, size):
-    s = ClassScatter(size, 2)
-    with pytest.raises(deeprep.UndefinedStatisticError, match="no process has seen a sample"):
-        reduce_scatter(s)
-    features = torch.zeros(size, 2)
-    features[1:] = 1.0
-    if rank == 0:
-        s.update(features, torch.arange(size))
-    with pytest.warns(UserWarning, match=r"discrimination is nan: the means of 1 class \(0\) are"):
-        assert math.isnan(reduce_scatter(s).discrimination())
-    if rank == size - 1:
-        s.update(torch.full((1, 2), float("inf")), torch.tensor([0]))
-    with pytest.warns(UserWarning, match=r"the features of 1 class \(0\) hold NaN or Inf"):
-        assert math.isnan(reduce_scatter(s).compression())
-    s.reset()
-    s.update(torch.ones(1, 2), torch.tensor([0]))
-    sharded = reduce_scatter(s)
-    assert sharded.num_samples == size
-    with pytest.raises(deeprep.UndefinedStatisticError, match=f"two classes .* 1 of {size}"):
-        sharded.compression()
-    with pytest.raises(
-        ValueError, match=r"num_classes is .*expected at least .*, one for each process"
-    ):
-        reduce_scatter(ClassScatter(size - 1, 2))
-    with pytest.raises(ValueError, match=r"scatter\.full is .*expected False"):
-        reduce_scatter(ClassScatter(size, 2, full=True))
-    s.update(torch.ones(2, 2), torch.tensor([1, 1]))
-    with pytest.warns(UserWarning, match="compression is nan: all class means coincide"):
-        assert math.isnan(reduce_scatter(s).compression())
-
-
 CHECKS = [
-    check_shards,
-    check_shards_that_are_not_ordinary,
     check_sums,
     check_far_from_zero,
     check_small_spread,
@@ -298,35 +215,15 @@ CHECKS = [
 NEED_OTHERS = (
     check_layers,
     check_disagreement,
-    check_shards_that_are_not_ordinary,
     check_group_without_this_process,
 )
-
-
-def _run_checks(rank, size, store, failures):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=30),
-    )
-    for check in CHECKS:
-        if size < 2 and check in NEED_OTHERS:
-            continue
-        try:
-            check(rank, size)
-        except BaseException:
-            failures.put(f"{check.__name__} on rank {rank} of {size}:\n{traceback.format_exc()}")
-            raise
-    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_rank_ends_with_the_whole(run_ranks, size):
     """Cases share processes, because starting these takes longer than all of them."""
-    exit_codes, failures = run_ranks(_run_checks, size)
+    checks = [check for check in CHECKS if size > 1 or check not in NEED_OTHERS]
+    exit_codes, failures = run_ranks(run_checks, size, checks)
     assert exit_codes == [0] * size, failures.get(timeout=5)
 
 
