@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from deeprep import ops
 from deeprep.base.ranks import Ranks
-from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import class_means
+from deeprep.metrics.collapse import compression_of_traces
 from deeprep.metrics.cosines import largest_cosines
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.collectives import merged_share
-from deeprep.state.statistics import name_classes
+from deeprep.state.statistics import (
+    average_of_means,
+    class_weights,
+    require_samples,
+    scatter_of_means,
+)
 
 __all__ = ["ShardedClassScatter", "reduce_scatter"]
 
@@ -91,31 +95,26 @@ class ShardedClassScatter:
         self.num_classes = num_classes
         self.first_class = ranks.share(ranks.rank, num_classes)[0]
         self._present = share.counts.nonzero().squeeze(1)
-        zero = self._present[ops.squared_distances(share.means)[self._present] == 0.0]
         # Of every rank: N, sum of sumsq, classes with samples, rounding of the means, and the
-        # classes whose means are zero, and those that are not finite.
+        # classes that are not finite.
         found = ranks.gather(
             (
                 share.num_samples,
                 float(share.sumsq.sum()),
                 len(self._present),
                 class_means.rounding_of_means(share),
-                [self.first_class + int(k) for k in zero],
-                [self.first_class + k for k in share.nonfinite_classes],
+                self._numbers(share.nonfinite_classes),
             )
         )
-        samples, sumsq, present, rounding, zeros, nonfinite = zip(*found, strict=True)
-        self.num_samples = sum(samples)
+        samples, sumsq, present, rounding, nonfinite = zip(*found, strict=True)
+        self.num_samples = require_samples(
+            sum(samples), "every statistic", "no process has seen a sample"
+        )
         self._sizes = present
         self._rounding = max(rounding)
-        self._zero_classes = [k for classes in zeros for k in classes]
-        self._nonfinite_classes = [k for classes in nonfinite for k in classes]
-        if self.num_samples == 0:
-            raise UndefinedStatisticError(
-                "every statistic is undefined: no process has seen a sample, expected at least one"
-            )
+        self._nonfinite_classes = list(itertools.chain.from_iterable(nonfinite))
         self.trace_within: float = sum(sumsq) / self.num_samples
-        total = ((share.counts.double() / self.num_samples) @ share.means).to(self._place)
+        total = average_of_means(share.counts, share.means, self.num_samples).to(self._place)
         with ranks.watch():
             distributed.all_reduce(total, group=ranks.group)
         self.global_mean = total.to(share.device)
@@ -139,14 +138,10 @@ class ShardedClassScatter:
         ValueError
             For another weighting.
         """
-        distances = ops.squared_distances(self.share.means, self.global_mean)[self._present]
-        if weighting == "uniform":
-            weights = torch.full_like(distances, 1.0 / sum(self._sizes))
-        elif weighting == "prior":
-            weights = self.share.counts[self._present].double() / self.num_samples
-        else:
-            raise ValueError(f"weighting is {weighting!r}, expected 'uniform' or 'prior'")
-        parts: list[float] = self._ranks.gather(float(weights @ distances))
+        counts = self.share.counts[self._present]
+        weights = class_weights(weighting, counts, sum(self._sizes), self.num_samples)
+        part = scatter_of_means(self.share.means, self.global_mean, self._present, weights)
+        parts: list[float] = self._ranks.gather(part)
         return sum(parts)
 
     def compression(self, weighting: Weighting = "uniform") -> float:
@@ -163,9 +158,7 @@ class ShardedClassScatter:
         between = self.trace_between(weighting)
         if not self._is_finite("compression"):
             return float("nan")
-        if between <= self._rounding**2:
-            between = 0.0
-        return class_means.ratio(self.trace_within, between, "compression")
+        return compression_of_traces(self.trace_within, between, self._rounding)
 
     def discrimination(self) -> float:
         """D = 1 - max_{k != k'} cos(mu_k, mu_k'), as `deeprep.discrimination`.
@@ -181,14 +174,14 @@ class ShardedClassScatter:
         self._require_two_classes("discrimination")
         if not self._is_finite("discrimination"):
             return float("nan")
-        if self._zero_classes:
-            zero = name_classes(self._zero_classes)
-            class_means.warn_undefined(
-                "discrimination", f"the means of {zero} are zero and have no direction"
-            )
-            return float("nan")
         unit = self.share.means[self._present]
-        unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+        norms = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+        own_zero = self._present[norms.squeeze(1) == 0].tolist()
+        zero = list(itertools.chain.from_iterable(self._ranks.gather(self._numbers(own_zero))))
+        if zero:
+            class_means.warn_zero_means("discrimination", zero)
+            return float("nan")
+        unit /= norms
         largest = largest_cosines(unit, 1)[2].tolist()
         for owner in range(self._ranks.size):
             # Of two ranks one looks at their pairs: the half of the ring before the owner.
@@ -214,16 +207,14 @@ class ShardedClassScatter:
                 distributed.broadcast(block, group=self._ranks.group, group_src=owner)
             yield block.to(rows.device)
 
+    def _numbers(self, classes: list[int]) -> list[int]:
+        """Return the numbers, among all K, of classes of the share."""
+        return [self.first_class + k for k in classes]
+
     def _require_two_classes(self, statistic: str) -> None:
-        found = sum(self._sizes)
-        if found < 2:
-            raise UndefinedStatisticError(
-                f"{statistic} needs at least two classes with samples, found {found} of "
-                f"{self.num_classes}"
-            )
+        class_means.require_classes(sum(self._sizes), self.num_classes, statistic, at_least=2)
 
     def _is_finite(self, statistic: str) -> bool:
         if self._nonfinite_classes:
-            classes = name_classes(self._nonfinite_classes)
-            class_means.warn_undefined(statistic, f"the features of {classes} hold NaN or Inf")
+            class_means.warn_nonfinite(statistic, self._nonfinite_classes)
         return not self._nonfinite_classes

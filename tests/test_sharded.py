@@ -49,6 +49,9 @@ def check_shards(rank, size):
             ):
                 assert found == pytest.approx(wanted, rel=1e-12)
         assert len(set(sharded._ranks.gather((discrimination, sharded.compression())))) == 1
+    if size == 1:  # one process: the same formulas of the same numbers
+        assert sharded.discrimination() == deeprep.discrimination(whole)
+        assert sharded.compression("prior") == deeprep.compression(whole, "prior")
     assert torch.equal(s.means, before["means"])
     shares = sharded._ranks.gather((first, last))
     assert [k for begin, end in shares for k in range(begin, end)] == list(range(23))
@@ -62,8 +65,10 @@ def check_shards_that_are_not_ordinary(rank, size):
     features[1:] = 1.0
     if rank == 0:
         s.update(features, torch.arange(size))
-    with pytest.warns(UserWarning, match=r"discrimination is nan: the means of 1 class \(0\) are"):
+    zero = r"discrimination is nan: the means of 1 class \(0\) are"
+    with pytest.warns(UserWarning, match=zero) as caught:
         assert math.isnan(reduce_scatter(s).discrimination())
+    assert caught[0].filename == __file__
     if rank == size - 1:
         s.update(torch.full((1, 2), float("inf")), torch.tensor([0]))
     with pytest.warns(UserWarning, match=r"the features of 1 class \(0\) hold NaN or Inf"):
@@ -74,6 +79,8 @@ def check_shards_that_are_not_ordinary(rank, size):
     assert sharded.num_samples == size
     with pytest.raises(deeprep.UndefinedStatisticError, match=f"two classes .* 1 of {size}"):
         sharded.compression()
+    with pytest.raises(ValueError, match="weighting is 'classes', expected 'uniform' or 'prior'"):
+        sharded.trace_between("classes")
     with pytest.raises(
         ValueError, match=r"num_classes is .*expected at least .*, one for each process"
     ):

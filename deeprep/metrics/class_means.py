@@ -26,19 +26,23 @@ TILE_ENTRIES = 1 << 22
 EPS = torch.finfo(torch.float64).eps
 
 
-def require_classes(s: ClassScatter, statistic: str, at_least: int) -> None:
-    """Raise unless that many classes have samples."""
-    found = int(torch.count_nonzero(s.counts))
+def count_present(s: ClassScatter) -> int:
+    """Return how many classes have samples."""
+    return int(torch.count_nonzero(s.counts))
+
+
+def require_classes(found: int, num_classes: int, statistic: str, at_least: int) -> None:
+    """Raise unless that many of K classes have samples."""
     if found < at_least:
         wanted = {1: "one class", 2: "two classes", 3: "three classes"}[at_least]
         raise UndefinedStatisticError(
-            f"{statistic} needs at least {wanted} with samples, found {found} of {s.num_classes}"
+            f"{statistic} needs at least {wanted} with samples, found {found} of {num_classes}"
         )
 
 
 def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
     """Return the indices (P,) of the classes with samples; raise if there are too few of them."""
-    require_classes(s, statistic, at_least)
+    require_classes(count_present(s), s.num_classes, statistic, at_least)
     return s.present
 
 
@@ -51,7 +55,7 @@ def is_finite(
     """
     classes = s.nonfinite_classes
     if classes:
-        warn_undefined(statistic, f"the features of {name_classes(classes)} hold NaN or Inf", value)
+        warn_nonfinite(statistic, classes, value)
     elif pooled is not None and not bool(pooled.isfinite().all()):
         reason = (
             "products of the features overflow their precision; scale them down or pass float64"
@@ -64,6 +68,17 @@ def is_finite(
 def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:
     """Warn that the statistic has no ordinary value, and why."""
     warn(f"{statistic} is {value}: {reason}")
+
+
+def warn_nonfinite(statistic: str, classes: list[int], value: object = "nan") -> None:
+    """Warn that the features of these classes leave the statistic without an ordinary value."""
+    warn_undefined(statistic, f"the features of {name_classes(classes)} hold NaN or Inf", value)
+
+
+def warn_zero_means(statistic: str, classes: list[int], value: object = "nan") -> None:
+    """Warn that the means of these classes, being zero, leave it without an ordinary value."""
+    reason = f"the means of {name_classes(classes)} are zero and have no direction"
+    warn_undefined(statistic, reason, value)
 
 
 def ratio(
@@ -80,6 +95,11 @@ def ratio(
 def rounding_of_means(s: ClassScatter) -> float:
     """Return the length below which mu_k - mu_G is nothing but the rounding of the subtraction."""
     return 16.0 * EPS * math.sqrt(float(ops.squared_distances(s.means).max()))
+
+
+def above_rounding(between: float, rounding: float) -> float:
+    """Return Tr Sigma_B, exactly zero where only the `rounding_of_means` is left of it."""
+    return 0.0 if between <= rounding**2 else between
 
 
 def centered_means(s: ClassScatter, present: Tensor) -> Tensor:
@@ -109,8 +129,7 @@ def directions(
     means = centered_means(s, present) if centered else present_means(s, present)
     norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
     if not bool(norms.all()):
-        zero = name_classes(present[norms.squeeze(1) == 0].tolist())
-        warn_undefined(statistic, f"the means of {zero} are zero and have no direction", value)
+        warn_zero_means(statistic, present[norms.squeeze(1) == 0].tolist(), value)
         return None
     return means.div_(norms) if centered else means / norms
 

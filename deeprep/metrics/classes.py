@@ -78,7 +78,9 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
         filled[where] = values
         return filled
 
-    between = s.trace_between(weighting)
+    between = class_means.above_rounding(
+        s.trace_between(weighting), class_means.rounding_of_means(s)
+    )
     variances = (s.sumsq / s.counts)[present]
     norms = torch.linalg.vector_norm(s.means, dim=1)[present]
     nowhere = torch.full_like(s.counts, -1)
@@ -87,8 +89,6 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
         compared = ("centered_norm", "compression", "cosine", "cdnv")
         unknown = {name: torch.full_like(s.sumsq, torch.nan) for name in compared}
         return PerClass(**known, **unknown, nearest=nowhere)
-    if between <= class_means.rounding_of_means(s) ** 2:
-        between = 0.0
     directed = norms > 0
     unit = class_means.present_means(s, present)[directed] / norms[directed].unsqueeze(1)
     cosine, partner = nearest_to_each(unit)

@@ -85,7 +85,7 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     """
     if not (ridge >= 0.0 and math.isfinite(ridge)):
         raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
-    class_means.require_classes(s, "probe", at_least=1)
+    class_means.require_classes(class_means.count_present(s), s.num_classes, "probe", at_least=1)
     pooled = s.pooled_scatter
     if not class_means.is_finite(s, "probe", pooled):
         return LinearProbe(

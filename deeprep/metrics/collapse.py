@@ -54,17 +54,23 @@ def compression(
     between = s.trace_between(weighting, corrected)
     if not class_means.is_finite(s, "compression"):
         return float("nan")
+    rounding = class_means.rounding_of_means(s)
     if not corrected:
-        if between <= class_means.rounding_of_means(s) ** 2:
-            between = 0.0
-        return class_means.ratio(s.trace_within, between, "compression")
+        return compression_of_traces(s.trace_within, between, rounding)
     shares = s.counts[present].double() / s.num_samples
     within = float(shares @ s.covariance_traces(present))
     # A difference of two traces: what is left has the rounding of both.
-    if between <= max(class_means.rounding_of_means(s) ** 2, 16.0 * class_means.EPS * within):
+    between = class_means.above_rounding(between, rounding)
+    if between <= 16.0 * class_means.EPS * within:
         between = 0.0
     reason = "the corrected Tr Sigma_B is not above zero: the class means may coincide"
     return class_means.ratio(within, between, "compression", reason)
+
+
+def compression_of_traces(within: float, between: float, rounding: float) -> float:
+    """C of the two traces; where only the `rounding_of_means` is left of Tr Sigma_B, it is zero."""
+    between = class_means.above_rounding(between, rounding)
+    return class_means.ratio(within, between, "compression")
 
 
 def nc1(s: ClassScatter) -> float:

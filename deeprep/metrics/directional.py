@@ -63,7 +63,8 @@ def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
     >>> deeprep.metrics.cdnv(s)
     1.625
     """
-    class_means.require_classes(s, "directional_cdnv", 2)
+    present = class_means.count_present(s)
+    class_means.require_classes(present, s.num_classes, "directional_cdnv", at_least=2)
     rows, classes = to_tensors(features, labels, s.num_classes)
     class_means.check_features(rows, s.means)
     check_batch(rows, classes)

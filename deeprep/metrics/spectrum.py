@@ -10,7 +10,6 @@ from torch import Tensor
 from deeprep.base.validate import check_batch, check_labels, to_tensors
 from deeprep.metrics import class_means
 from deeprep.state import ClassScatter
-from deeprep.state.statistics import name_classes
 
 
 def singular_values(s: ClassScatter) -> Tensor:
@@ -253,8 +252,7 @@ def class_ranks(
         ranks = effective_rank(sigma), stable_rank(sigma), rankme(sigma)
         others[:, k] = torch.tensor(ranks, dtype=torch.float64)
     if bad:
-        reason = f"the features of {name_classes(bad)} hold NaN or Inf"
-        class_means.warn_undefined("class_ranks", reason)
+        class_means.warn_nonfinite("class_ranks", bad)
     return ClassRanks(numerical, *others)
 
 

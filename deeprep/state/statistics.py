@@ -22,6 +22,37 @@ def name_classes(classes: list[int]) -> str:
     return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
 
 
+def require_samples(samples: int, statistic: str, found: str) -> int:
+    """Return N; where it is zero raise an error that says what was found."""
+    if samples == 0:
+        raise UndefinedStatisticError(f"{statistic} is undefined: {found}, expected at least one")
+    return samples
+
+
+def average_of_means(counts: Tensor, means: Tensor, samples: int) -> Tensor:
+    """Sum n_k mu_k / N over these classes (K,), of N samples in all: mu_G, or a share of it."""
+    return (counts.double() / samples) @ means
+
+
+def class_weights(
+    weighting: Weighting, counts: Tensor, classes: int, samples: Tensor | int
+) -> Tensor:
+    """Weights of classes of `counts` (P,) samples in Sigma_B, which sum to one over all classes.
+
+    There are `classes` of them that have samples, `samples` together.
+    """
+    if weighting == "uniform":
+        return torch.full_like(counts, 1.0 / classes, dtype=torch.float64)
+    if weighting == "prior":
+        return counts.double() / samples
+    raise ValueError(f"weighting is {weighting!r}, expected 'uniform' or 'prior'")
+
+
+def scatter_of_means(means: Tensor, global_mean: Tensor, present: Tensor, weights: Tensor) -> float:
+    """Sum w_k |mu_k - mu_G|^2 over the classes `present` (P,): Tr Sigma_B, or a share of it."""
+    return float(weights @ ops.squared_distances(means, global_mean)[present])
+
+
 class Statistics:
     """The state of a ClassScatter and the statistics that are read off it.
 
@@ -98,12 +129,7 @@ class Statistics:
         return int(self.counts.sum())
 
     def _require_samples(self, statistic: str) -> int:
-        samples = self.num_samples
-        if samples == 0:
-            raise UndefinedStatisticError(
-                f"{statistic} is undefined: the state has seen no samples, expected at least one"
-            )
-        return samples
+        return require_samples(self.num_samples, statistic, "the state has seen no samples")
 
     @property
     def present(self) -> Tensor:
@@ -139,7 +165,7 @@ class Statistics:
     def global_mean(self) -> Tensor:
         """mu_G = (1/N) sum_k n_k mu_k, (d,) float64."""
         samples = self._require_samples("global_mean")
-        return (self.counts.double() / samples) @ self.means
+        return average_of_means(self.counts, self.means, samples)
 
     @property
     def trace_within(self) -> float:
@@ -186,10 +212,9 @@ class Statistics:
         >>> s.trace_between(), s.trace_between(corrected=True)
         (2.25, 1.75)
         """
-        present, means = self.present, self.means
-        distances = ops.squared_distances(means, self.global_mean)[present]
+        present = self.present
         weights = self.class_weights(weighting, present)
-        between = float(weights @ distances)
+        between = scatter_of_means(self.means, self.global_mean, present, weights)
         if not corrected:
             return between
         counts, traces = self.counts[present].double(), self.covariance_traces(present)
@@ -217,12 +242,8 @@ class Statistics:
 
     def class_weights(self, weighting: Weighting, present: Tensor) -> Tensor:
         """Weights (P,) of the present classes in Sigma_B, summing to one."""
-        counts = self.counts[present].double()
-        if weighting == "uniform":
-            return torch.full_like(counts, 1.0 / counts.numel())
-        if weighting == "prior":
-            return counts / counts.sum()
-        raise ValueError(f"weighting is {weighting!r}, expected 'uniform' or 'prior'")
+        counts = self.counts[present]
+        return class_weights(weighting, counts, len(present), counts.sum())
 
     @property
     def pooled_scatter(self) -> Tensor:
