@@ -34,7 +34,7 @@ def count_present(s: ClassScatter) -> int:
 def require_classes(found: int, num_classes: int, statistic: str, at_least: int) -> None:
     """Raise unless that many of K classes have samples."""
     if found < at_least:
-        wanted = {1: "one class", 2: "two classes", 3: "three classes"}[at_least]
+        wanted = {1: "one class", 2: "two classes", 4: "four classes"}[at_least]
         raise UndefinedStatisticError(
             f"{statistic} needs at least {wanted} with samples, found {found} of {num_classes}"
         )

@@ -32,20 +32,26 @@ def jackknife(
     Discrimination is the smallest of many, which no jackknife is consistent for: only the two
     classes of the closest pair move it, so take its error as a sign of how far D hangs on them.
 
+    Of three classes there are no errors, for without one of them two are left. Tr Sigma_B is then
+    a single squared distance, and the error of compression comes out too large: 1.2 to 2.3 times
+    the spread over draws of normal classes, in the median and from d = 50 to d = 2, where four
+    classes give 1.1 to 1.3. And discrimination is the smallest of one: its three values are the
+    cosines of the three pairs, whose spread says nothing of the least.
+
     No metric is computed K times: leaving out a class moves mu_G along mu_j - mu_G, which leaves
     O(K d) for compression; discrimination takes one round over the pairs of classes.
 
     Parameters
     ----------
     s
-        At least three classes with samples.
+        At least four classes with samples.
     weighting, corrected
         As for `deeprep.compression`.
 
     Raises
     ------
     UndefinedStatisticError
-        Below three classes with samples; and, if ``corrected``, where a class has a single one.
+        Below four classes with samples; and, if ``corrected``, where a class has a single one.
     ValueError
         For another weighting.
 
@@ -57,12 +63,12 @@ def jackknife(
     Examples
     --------
     >>> import torch, deeprep
-    >>> features = torch.tensor([[1.0], [3.0], [-1.0], [-3.0], [9.0], [11.0]])
-    >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1, 2, 2]))
-    >>> round(deeprep.metrics.jackknife(s).compression, 4)  # 1/36, 1/16 and 1/4 without one class
-    0.138
+    >>> features = torch.tensor([[1.0], [3.0], [-1.0], [-3.0], [5.0], [7.0], [-5.0], [-7.0]])
+    >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    >>> round(deeprep.metrics.jackknife(s).compression, 4)  # 9/224 or 3/32 without one class
+    0.0464
     """
-    present = class_means.present_classes(s, "jackknife", at_least=3)
+    present = class_means.present_classes(s, "jackknife", at_least=4)
     # Sigma_B's weights are these, divided by their sum over the classes that are left.
     weights = s.class_weights(weighting, present) * len(present)
     if not class_means.is_finite(s, "jackknife"):

@@ -119,13 +119,14 @@ def jackknife(
 ) -> tuple[float, float]:
     """Standard errors of compression and discrimination by leaving out one class at a time.
 
-    sqrt((K-1)/K sum_j (theta_j - mean theta)^2), theta_j the metric without the rows of class j.
+    sqrt((K-1)/K sum_j (theta_j - mean theta)^2), theta_j the metric without the rows of class j, of
+    four classes or more.
 
-    >>> errors = jackknife([[1.0], [3.0], [-1.0], [-3.0], [9.0], [11.0]], [0, 0, 1, 1, 2, 2])
-    >>> round(errors[0], 4)  # of 1/36, 1/16 and 1/4
-    0.138
+    >>> features = [[1.0], [3.0], [-1.0], [-3.0], [5.0], [7.0], [-5.0], [-7.0]]
+    >>> round(jackknife(features, [0, 0, 1, 1, 2, 2, 3, 3])[0], 4)  # of 9/224 and 3/32, twice each
+    0.0464
     """
-    s = scatter_of(features, labels, ignore_index, "jackknife", classes=3)
+    s = scatter_of(features, labels, ignore_index, "jackknife", classes=4)
     thetas = []
     for left_out in s.present:
         kept = s.labels != left_out

@@ -173,7 +173,7 @@ def scatter_of(
     s = class_scatter(features, labels, num_classes, ignore_index=ignore_index)
     found = int(np.count_nonzero(s.counts))
     if found < classes:
-        wanted = {1: "one class", 2: "two classes", 3: "three classes"}[classes]
+        wanted = {1: "one class", 2: "two classes", 4: "four classes"}[classes]
         raise UndefinedStatisticError(
             f"{statistic} needs at least {wanted} with samples, found {found} of {num_classes}"
         )

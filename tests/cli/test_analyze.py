@@ -118,12 +118,12 @@ def test_flags_reach_the_measurement(capsys):
     flags = ("--layers", "0", "--layers", "2", "--reduce", "flatten", "--weighting", "prior")
     more = ("--corrected", "--jackknife", "--dtype", "float64", "--batch-size", "7")
     report = only_report(
-        analyzed(capsys, "own_models:cnn", *DIGITS, *flags, *more, "--classes", "3", "1", "8")
+        analyzed(capsys, "own_models:cnn", *DIGITS, *flags, *more, "--classes", "3", "1", "8", "0")
     )
     assert [layer.name for layer in report.layers] == ["input", "0", "2"]
     assert [layer.num_features for layer in report.layers] == [64, 4 * 36, 6 * 16]
     assert (report.weighting, report.corrected) == ("prior", True)
-    assert report.class_names == ["3", "1", "8"]
+    assert report.class_names == ["3", "1", "8", "0"]
     assert all(layer.compression_error > 0 for layer in report.layers)
     assert all(layer.nc1 is None and layer.ncc_accuracy is None for layer in report.layers)
 

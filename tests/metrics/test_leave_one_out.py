@@ -17,15 +17,18 @@ def blobs(counts, num_features=6, scale=1.0, seed=0):
     return means[labels] + scale * rng.standard_normal((len(labels), num_features)), labels
 
 
-def test_too_few_classes():
-    s = deeprep.class_scatter(*blobs([4, 4]), 5)
-    message = "jackknife needs at least three classes with samples, found 2 of 5"
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_too_few_classes(classes):
+    features, labels = blobs([4] * classes)
+    message = f"jackknife needs at least four classes with samples, found {classes} of 5"
     with pytest.raises(UndefinedStatisticError, match=message):
-        metrics.jackknife(s)
+        metrics.jackknife(deeprep.class_scatter(features, labels, 5))
+    with pytest.raises(UndefinedStatisticError, match="jackknife needs at least four classes"):
+        reference.jackknife(features, labels)
 
 
 def test_another_weighting_and_single_samples():
-    s = deeprep.class_scatter(*blobs([4, 1, 4]))
+    s = deeprep.class_scatter(*blobs([4, 1, 4, 4]))
     with pytest.raises(ValueError, match="weighting is 'classes'"):
         metrics.jackknife(s, "classes")
     with pytest.raises(UndefinedStatisticError, match=r"found one in 1 class \(1\)"):
@@ -34,7 +37,7 @@ def test_another_weighting_and_single_samples():
 
 
 def test_nonfinite_features():
-    features, labels = blobs([4, 4, 4])
+    features, labels = blobs([4] * 4)
     features[0, 0] = math.nan
     with pytest.warns(UserWarning, match=r"jackknife is nan.* 1 class \(0\)"):
         errors = metrics.jackknife(deeprep.class_scatter(features, labels))
@@ -42,18 +45,18 @@ def test_nonfinite_features():
 
 
 def test_the_classes_that_are_left_may_coincide():
-    # Without class 2 the means are one: compression is inf there, and has no error.
-    features = torch.tensor([[1.0], [3.0], [1.0], [3.0], [7.0], [9.0]])
-    s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1, 2, 2]))
-    with pytest.warns(UserWarning, match=r"error of compression is nan: .* of 1 class \(2\)"):
+    # Without class 3 the means are one: compression is inf there, and has no error.
+    features = torch.tensor([[1.0], [3.0], [1.0], [3.0], [1.0], [3.0], [7.0], [9.0]])
+    s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    with pytest.warns(UserWarning, match=r"error of compression is nan: .* of 1 class \(3\)"):
         errors = metrics.jackknife(s)
     assert math.isnan(errors.compression)
     assert errors.discrimination == 0.0  # all means have one direction, without any of them too
 
 
 def test_a_zero_mean_leaves_the_error_of_compression():
-    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [5.0, 0.0]])
-    s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 2]))
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [5.0, 0.0], [2.0, 2.0]])
+    s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 2, 3]))
     with pytest.warns(UserWarning, match="error of discrimination is nan.* are zero"):
         errors = metrics.jackknife(s)
     assert math.isnan(errors.discrimination)
@@ -72,7 +75,7 @@ def test_a_class_that_holds_nearly_all_of_the_scatter(distance, count, weighting
     assert metrics.jackknife(s, weighting) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("counts", [[9] * 30, [1000, 1, 1], [1, 1, 1000, 1000]])
+@pytest.mark.parametrize("counts", [[9] * 30, [1000, 1, 1, 1], [1, 1, 1000, 1000]])
 def test_any_number_of_samples_far_from_the_origin(counts):
     features, labels = blobs(counts, scale=1e-4)
     features += 1e3

@@ -63,10 +63,10 @@ def test_one_forward_pass_unless_accuracy_is_asked_for():
 
 
 def test_options_of_the_report_arrive():
-    names = ["cat", "dog", "owl"]
+    names = ["cat", "dog", "owl", "eel"]
     options = {"weighting": "prior", "corrected": True, "jackknife": True, "class_names": names}
-    model, batches = ResidualNet(), make_batches()
-    report = analyze(model, batches, 3, layers="stem", **options)
+    model, batches = ResidualNet(), make_batches(num_classes=4)
+    report = analyze(model, batches, 4, layers="stem", **options)
     model.eval()
     features = torch.cat([model.stem(x) for x, _ in batches]).detach()
     s = class_scatter(features, torch.cat([y for _, y in batches]))

@@ -142,9 +142,10 @@ def test_jackknife_and_correction_are_passed_on():
     assert layer.compression == deeprep.compression(s, "prior", corrected=True)
     errors = metrics.jackknife(s, "prior", corrected=True)
     assert (layer.compression_error, layer.discrimination_error) == errors
-    layer, notes = measure(scatter(2, 4), jackknife=True)
-    assert layer.compression_error is None
-    assert any("jackknife needs at least three classes" in note for note in notes)
+    layer, notes = measure(scatter(3, 4), jackknife=True)
+    assert layer.compression_error is layer.discrimination_error is None
+    assert len(notes) == 1
+    assert "jackknife needs at least four classes with samples, found 3 of 3" in notes[0]
 
 
 def test_scores_of_a_second_pass_are_taken_over():

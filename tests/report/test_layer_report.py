@@ -32,11 +32,11 @@ def make_report(**changes):
     return LayerReport(layers, num_samples=40, num_classes=3, **changes)
 
 
-def make_scatters(**options):
-    """Three layers of three classes in eight dimensions."""
-    labels = torch.arange(30) % 3
-    noise = torch.randn(30, 8)
-    means = torch.randn(3, 8)
+def make_scatters(classes=3, **options):
+    """Three layers of ten samples a class in eight dimensions."""
+    labels = torch.arange(10 * classes) % classes
+    noise = torch.randn(10 * classes, 8)
+    means = torch.randn(classes, 8)
     return {
         f"layer{depth}": deeprep.class_scatter(
             means[labels] + 0.5**depth * noise, labels, **options
@@ -120,7 +120,7 @@ def test_table_shows_every_layer_and_the_columns_with_a_value():
 
 
 def test_table_names_the_columns_that_a_terminal_has_no_room_for():
-    report = LayerReport.from_scatters(make_scatters(full=True), jackknife=True)
+    report = LayerReport.from_scatters(make_scatters(4, full=True), jackknife=True)
     for width in (60, 80, 200):
         text = rendered(report.table(width=width), width)
         assert max(map(len, text.splitlines())) <= width
@@ -131,8 +131,9 @@ def test_table_names_the_columns_that_a_terminal_has_no_room_for():
 
 
 def test_table_shows_names_of_classes_and_standard_errors():
+    names = ["cat", "dog", "[eel]", "owl"]
     report = LayerReport.from_scatters(
-        make_scatters(), jackknife=True, corrected=True, class_names=["cat", "dog", "[eel]"]
+        make_scatters(4), jackknife=True, corrected=True, class_names=names
     )
     layer = report.layers[0]
     text = rendered(report.table(width=200), 200)
@@ -192,11 +193,11 @@ def test_names_of_classes_must_be_one_for_each():
 
 def test_a_report_with_everything_survives_json(tmp_path):
     report = LayerReport.from_scatters(
-        make_scatters(full=True),
+        make_scatters(4, full=True),
         jackknife=True,
         corrected=True,
         weighting="prior",
-        class_names=["cat", "dog", "eel"],
+        class_names=["cat", "dog", "eel", "owl"],
     )
     path = tmp_path / "report.json"
     report.to_json(path)

@@ -80,9 +80,9 @@ class Encoder(nn.Module):
         return EncoderOutput(None, hidden)
 
 
-def make_batches(num_batches=3, size=20):
-    labels = torch.arange(num_batches * size) % 3
-    inputs = torch.randn(3, 4)[labels] + 0.5 * torch.randn(num_batches * size, 4)
+def make_batches(num_batches=3, size=20, num_classes=3):
+    labels = torch.arange(num_batches * size) % num_classes
+    inputs = torch.randn(num_classes, 4)[labels] + 0.5 * torch.randn(num_batches * size, 4)
     return list(zip(inputs.split(size), labels.split(size), strict=True))
 
 
