@@ -37,6 +37,10 @@ CLASSES_WITH_ALL_PAIRS = 64
 CLOSEST_PAIRS = 50
 
 
+NO_SAMPLES = "no samples: there was no batch, or every label was ignored"
+ONE_CLASS = "one class with samples: nothing that compares two classes is defined"
+
+
 @dataclass(frozen=True)
 class LayerMetrics:
     """The metrics of one layer; None where a metric was not asked for or is not defined.
@@ -171,16 +175,18 @@ def _of_classes(
     notes: list[str],
 ) -> dict[str, Any]:
     """Metrics that compare classes; one note where too few have samples, one where some are NaN."""
-    present = _defined(notes, class_means.present_classes, s, "what compares classes")
-    if present is None:
+    found = class_means.count_present(s)
+    if found < 2:
+        notes.append(ONE_CLASS if found else NO_SAMPLES)
         return {}
-    names = _chosen_of_classes(s, len(present), chosen, notes)
+    present = s.present
+    names = _chosen_of_classes(s, found, chosen, notes)
     if not class_means.is_finite(s, "every metric"):
         return dict.fromkeys((*ALWAYS, *names), math.nan)
     spanned = _in_span_of_means(s, present) if names else s
     values: dict[str, Any] = {
         "compression": _defined(notes, metrics.compression, s, weighting, corrected),
-        **_of_cosines(s, len(present)),
+        **_of_cosines(s, found),
         **{name: _defined(notes, getattr(metrics, name), spanned) for name in names},
     }
     if jackknife:
@@ -244,19 +250,22 @@ def _of_products(
     s: ClassScatter, chosen: frozenset[str] | None, notes: list[str]
 ) -> dict[str, Any]:
     """NC1 and the ranks, which need the (d, d) scatter; the ranks share one eigendecomposition."""
+    found = class_means.count_present(s)
     names = [name for name in _OF_PRODUCTS if chosen is None or name in chosen]
     if not s.full:
         if chosen is not None and names:
             notes.append(f"{_listed(names)} left out: this state has full=False")
         return {}
+    if not found:  # of which `_of_classes` has told
+        return {}
     if s.nonfinite_classes:  # of which `_of_classes` has told
         return {name: None if name == "numerical_rank" else math.nan for name in names}
     values: dict[str, Any] = {}
-    if "nc1" in names and torch.count_nonzero(s.counts) > 1:
-        values["nc1"] = _defined(notes, metrics.nc1, s)
+    if "nc1" in names and found > 1:
+        values["nc1"] = metrics.nc1(s)
     ranks = [name for name in names if name in _OF_SPECTRUM]
-    spectrum = _defined(notes, metrics.singular_values, s) if ranks else None
-    if spectrum is not None:
+    if ranks:
+        spectrum = metrics.singular_values(s)
         values |= {name: getattr(metrics, name)(spectrum) for name in ranks}
         if values.get("numerical_rank", 0) < 0:  # products that overflowed
             values["numerical_rank"] = None
