@@ -75,10 +75,12 @@ def warn_nonfinite(statistic: str, classes: list[int], value: object = "nan") ->
     warn_undefined(statistic, f"the features of {name_classes(classes)} hold NaN or Inf", value)
 
 
-def warn_zero_means(statistic: str, classes: list[int], value: object = "nan") -> None:
+def warn_zero_means(
+    statistic: str, classes: list[int], value: object = "nan", *, centered: bool = False
+) -> None:
     """Warn that the means of these classes, being zero, leave it without an ordinary value."""
-    reason = f"the means of {name_classes(classes)} are zero and have no direction"
-    warn_undefined(statistic, reason, value)
+    means = f"{'centred ' if centered else ''}means of {name_classes(classes)}"
+    warn_undefined(statistic, f"the {means} are zero and have no direction", value)
 
 
 def ratio(
@@ -129,7 +131,8 @@ def directions(
     means = centered_means(s, present) if centered else present_means(s, present)
     norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
     if not bool(norms.all()):
-        warn_zero_means(statistic, present[norms.squeeze(1) == 0].tolist(), value)
+        zero = present[norms.squeeze(1) == 0].tolist()
+        warn_zero_means(statistic, zero, value, centered=centered)
         return None
     return means.div_(norms) if centered else means / norms
 

@@ -51,6 +51,9 @@ class LayerMetrics:
     `closest_classes` is the pair of classes whose means have the largest cosine, the one that
     `discrimination` is about. `closest_pairs` holds the pairs k < k' by falling cosine, rounded to
     six digits: all of them where at most 64 classes have samples, else the first 50.
+    `closest_pairs_centered` holds as many by the cosines of mu_k - mu_G: in a network that is not
+    trained yet, the means themselves lie all in one direction. Of more than 64 classes it is
+    measured with ``metrics="auto"`` alone.
     """
 
     index: int
@@ -75,6 +78,7 @@ class LayerMetrics:
     probe_accuracy: float | None = None
     ncc_accuracy: float | None = None
     closest_pairs: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
+    closest_pairs_centered: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,8 @@ def _of_classes(
         notes.append(ONE_CLASS if found else NO_SAMPLES)
         return {}
     present = s.present
-    names = _chosen_of_classes(s, found, chosen, notes)
+    affordable = found**2 * s.num_features <= PAIR_WORK
+    names = _chosen_of_classes(s, found, affordable, chosen, notes)
     if not class_means.is_finite(s, "every metric"):
         return dict.fromkeys((*ALWAYS, *names), math.nan)
     spanned = _in_span_of_means(s, present) if names else s
@@ -189,6 +194,8 @@ def _of_classes(
         **_of_cosines(s, found),
         **{name: _defined(notes, getattr(metrics, name), spanned) for name in names},
     }
+    if found <= CLASSES_WITH_ALL_PAIRS or (chosen is None and affordable):
+        values["closest_pairs_centered"] = _centered_pairs(spanned, found)
     if jackknife:
         errors = _defined(notes, metrics.jackknife, s, weighting, corrected)
         if errors is not None:
@@ -198,16 +205,20 @@ def _of_classes(
 
 
 def _chosen_of_classes(
-    s: ClassScatter, classes: int, chosen: frozenset[str] | None, notes: list[str]
+    s: ClassScatter,
+    classes: int,
+    affordable: bool,
+    chosen: frozenset[str] | None,
+    notes: list[str],
 ) -> list[str]:
     if chosen is not None:
         return [name for name in (*_OF_PAIRS, *_OF_MEANS) if name in chosen]
-    work = classes**2 * s.num_features
-    if work <= PAIR_WORK:
+    if affordable:
         return [*_OF_PAIRS, *_OF_MEANS]
     notes.append(
         f"{_listed(_OF_PAIRS)} left out: to compare all pairs of classes takes K^2 d = "
-        f"{work:.1e} products, more than {PAIR_WORK:.0e}; metrics=[...] with their names has them"
+        f"{classes**2 * s.num_features:.1e} products, more than {PAIR_WORK:.0e}; "
+        "metrics=[...] with their names has them"
     )
     return list(_OF_MEANS)
 
@@ -236,6 +247,11 @@ def _of_cosines(s: ClassScatter, classes: int) -> dict[str, Any]:
         "closest_classes": pairs[0][:2],
         "closest_pairs": _rounded(pairs),
     }
+
+
+def _centered_pairs(s: ClassScatter, classes: int) -> tuple[ClosestClasses, ...] | None:
+    pairs = search_pairs(s, _pairs_kept(classes), "closest_pairs_centered", centered=True)
+    return _rounded(pairs) or None
 
 
 def _pairs_kept(classes: int) -> int:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["LayerMetrics", "LayerReport"]
 
 # What a row of a table holds: the many pairs of classes have no place in it.
-_COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name != "closest_pairs")
+_PAIRS = ("closest_pairs", "closest_pairs_centered")
+_COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name not in _PAIRS)
 _WARNINGS_SHOWN = 5
 
 
@@ -360,7 +361,7 @@ def _check_fields(where: str, data: Mapping[str, Any], kind: type) -> None:
 
 
 def _decode(name: str, value: Any) -> Any:
-    if name == "closest_pairs" and value is not None:
+    if name in _PAIRS and value is not None:
         return tuple(ClosestClasses(*pair) for pair in value)
     if isinstance(value, list):
         return tuple(value)

@@ -118,6 +118,7 @@ def test_one_note_says_that_classes_are_missing():
     one = scatter(3, 4, full=True, empty=(0, 2))
     layer, notes = measure(one, jackknife=True)
     assert layer.compression is layer.discrimination is layer.cdnv is layer.nc1 is None
+    assert layer.closest_pairs is layer.closest_pairs_centered is None
     assert layer.numerical_rank == metrics.numerical_rank(one)
     assert notes == [
         "layer 'layer': one class with samples: nothing that compares two classes is defined",
@@ -167,3 +168,50 @@ def test_closest_pairs_are_all_of_few_classes_and_the_first_of_many(classes, kep
     expected = metrics.closest_pairs(s, kept)
     assert [pair[:2] for pair in pairs] == [pair[:2] for pair in expected]
     assert [pair.cosine for pair in pairs] == [round(pair.cosine, 6) for pair in expected]
+
+
+@pytest.mark.parametrize(
+    ("classes", "features", "kept"), [(2, 3, 1), (9, 300, 36), (64, 3, 2016), (65, 3, 50)]
+)
+def test_centered_pairs_are_those_of_the_centered_search(classes, features, kept):
+    s = scatter(classes, features)
+    pairs = measure(s)[0].closest_pairs_centered
+    expected = metrics.closest_pairs(s, kept, centered=True)
+    assert len(pairs) == kept
+    assert [pair.cosine for pair in pairs] == pytest.approx(
+        [pair.cosine for pair in expected], abs=1.1e-6
+    )
+    assert pairs[0].cosine == pytest.approx(
+        1.0 - deeprep.discrimination(s, centered=True), abs=1e-6
+    )
+    assert all(pair.cosine == round(pair.cosine, 6) for pair in pairs)
+
+
+def test_centered_pairs_differ_where_the_means_lie_in_one_direction():
+    labels = torch.arange(40) % 4
+    rows = 100.0 + torch.eye(4)[labels] + 0.01 * torch.randn(40, 4)
+    layer, _ = measure(deeprep.class_scatter(rows, labels))
+    assert min(pair.cosine for pair in layer.closest_pairs) > 0.999
+    assert max(pair.cosine for pair in layer.closest_pairs_centered) < -0.3
+
+
+def test_centered_pairs_of_many_classes_are_measured_with_the_other_metrics_of_pairs(monkeypatch):
+    few, many = scatter(64, 3), scatter(65, 3)
+    assert measure(few, metrics=())[0].closest_pairs_centered is not None
+    assert measure(many, metrics=())[0].closest_pairs_centered is None
+    monkeypatch.setattr(layer_metrics, "PAIR_WORK", 99.0)
+    assert measure(many)[0].closest_pairs_centered is None
+    assert measure(many)[0].closest_pairs is not None
+
+
+def test_a_mean_without_direction_leaves_the_centered_pairs():
+    s = deeprep.class_scatter(torch.tensor([[0.0], [1.0], [3.0], [3.0]]), torch.arange(4))
+    layer, notes = measure(s, metrics=())
+    assert layer.closest_pairs is None
+    assert layer.closest_pairs_centered[0] == (0, 1, 1.0)
+    central = deeprep.class_scatter(torch.tensor([[-1.0], [0.0], [1.0]]) + 5.0, torch.arange(3))
+    layer, notes = measure(central, metrics=())
+    assert layer.closest_pairs_centered is None
+    assert len(layer.closest_pairs) == 3
+    message = "closest_pairs_centered is nan: the centred means of 1 class (1) are zero"
+    assert any(message in note for note in notes)

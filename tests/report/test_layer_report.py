@@ -204,6 +204,8 @@ def test_a_report_with_everything_survives_json(tmp_path):
     again = LayerReport.from_dict(json.loads(path.read_text()))
     assert again == report
     assert again.most_confused() == report.most_confused()
+    pairs = again.layers[0].closest_pairs_centered
+    assert [type(pair).__name__ for pair in pairs] == ["ClosestClasses"] * 6
     assert len(path.read_text().splitlines()) < 30  # pairs of classes do not get a line each
 
 
