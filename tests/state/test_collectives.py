@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from datetime import timedelta
 
 import pytest
 import torch
-from rank_checks import cuts, run_checks
+from rank_checks import cuts, join, run_checks
 from torch import distributed
 
 from deeprep import ClassScatter, class_scatter
@@ -228,14 +227,7 @@ def test_every_rank_ends_with_the_whole(run_ranks, size):
 
 
 def _lose_a_rank(rank, size, store, results, how):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=2),
-    )
+    join(rank, size, store, seconds=2)
     s = class_scatter(torch.eye(2), torch.arange(2))
     before = s.state_dict()
     if rank == 1:

@@ -19,16 +19,21 @@ def cuts(num_rows, size, rank):
     return edges[rank], edges[rank + 1]
 
 
-def run_checks(rank, size, store, failures, checks):
-    """Run every check(rank, size) in this process, one of a gloo group; for `run_ranks`."""
+def join(rank, size, store, seconds=30):
+    """Make this process one of a gloo group, with that timeout."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=seconds),
     )
+
+
+def run_checks(rank, size, store, failures, checks):
+    """Run every check(rank, size) in this process, one of a group; for `run_ranks`."""
+    join(rank, size, store)
     for check in checks:
         try:
             check(rank, size)
