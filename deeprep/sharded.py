@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from deeprep.base.ranks import Ranks
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.metrics.collapse import compression_of_traces
 from deeprep.metrics.cosines import largest_cosines
 from deeprep.state import ClassScatter, Weighting
@@ -179,7 +179,7 @@ class ShardedClassScatter:
         own_zero = self._present[norms.squeeze(1) == 0].tolist()
         zero = list(itertools.chain.from_iterable(self._ranks.gather(self._numbers(own_zero))))
         if zero:
-            class_means.warn_zero_means("discrimination", zero)
+            undefined.warn_zero_means("discrimination", zero)
             return float("nan")
         unit /= norms
         largest = largest_cosines(unit, 1)[2].tolist()
@@ -212,9 +212,9 @@ class ShardedClassScatter:
         return [self.first_class + k for k in classes]
 
     def _require_two_classes(self, statistic: str) -> None:
-        class_means.require_classes(sum(self._sizes), self.num_classes, statistic, at_least=2)
+        undefined.require_found(sum(self._sizes), self.num_classes, statistic, at_least=2)
 
     def _is_finite(self, statistic: str) -> bool:
         if self._nonfinite_classes:
-            class_means.warn_nonfinite(statistic, self._nonfinite_classes)
+            undefined.warn_nonfinite(statistic, self._nonfinite_classes)
         return not self._nonfinite_classes

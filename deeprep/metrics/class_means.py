@@ -1,4 +1,4 @@
-"""What the metrics share: which classes take part, their centred means, and tiles over pairs.
+"""What the metrics share: the means of the classes that take part, and tiles over their pairs.
 
 Pairs of classes are visited in tiles of a block of rows against all rows from its first on, so
 the K x K matrix of the pairs never exists and each pair is computed once.
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from deeprep import ops
-from deeprep.base.validate import UndefinedStatisticError, as_tensor
-from deeprep.base.warn import warn
+from deeprep.base.validate import as_tensor
+from deeprep.metrics import undefined
 from deeprep.state import ClassScatter
-from deeprep.state.statistics import name_classes
 
 # Entries of one temporary array, 32 MiB in float64: large enough for the matrix product to run at
 # full speed, small enough to be forgotten next to the K x d means.
@@ -26,72 +25,10 @@ TILE_ENTRIES = 1 << 22
 EPS = torch.finfo(torch.float64).eps
 
 
-def count_present(s: ClassScatter) -> int:
-    """Return how many classes have samples."""
-    return int(torch.count_nonzero(s.counts))
-
-
-def require_classes(found: int, num_classes: int, statistic: str, at_least: int) -> None:
-    """Raise unless that many of K classes have samples."""
-    if found < at_least:
-        wanted = {1: "one class", 2: "two classes", 4: "four classes"}[at_least]
-        raise UndefinedStatisticError(
-            f"{statistic} needs at least {wanted} with samples, found {found} of {num_classes}"
-        )
-
-
 def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
     """Return the indices (P,) of the classes with samples; raise if there are too few of them."""
-    require_classes(count_present(s), s.num_classes, statistic, at_least)
+    undefined.require_classes(s, statistic, at_least)
     return s.present
-
-
-def is_finite(
-    s: ClassScatter, statistic: str, pooled: Tensor | None = None, *, value: object = "nan"
-) -> bool:
-    """Whether the state, and its pooled scatter where given, hold only finite numbers.
-
-    If not, warn that the statistic is ``value`` and name the classes.
-    """
-    classes = s.nonfinite_classes
-    if classes:
-        warn_nonfinite(statistic, classes, value)
-    elif pooled is not None and not bool(pooled.isfinite().all()):
-        reason = (
-            "products of the features overflow their precision; scale them down or pass float64"
-        )
-        warn_undefined(statistic, reason, value)
-        return False
-    return not classes
-
-
-def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:
-    """Warn that the statistic has no ordinary value, and why."""
-    warn(f"{statistic} is {value}: {reason}")
-
-
-def warn_nonfinite(statistic: str, classes: list[int], value: object = "nan") -> None:
-    """Warn that the features of these classes leave the statistic without an ordinary value."""
-    warn_undefined(statistic, f"the features of {name_classes(classes)} hold NaN or Inf", value)
-
-
-def warn_zero_means(
-    statistic: str, classes: list[int], value: object = "nan", *, centered: bool = False
-) -> None:
-    """Warn that the means of these classes, being zero, leave it without an ordinary value."""
-    means = f"{'centred ' if centered else ''}means of {name_classes(classes)}"
-    warn_undefined(statistic, f"the {means} are zero and have no direction", value)
-
-
-def ratio(
-    numerator: float, denominator: float, statistic: str, reason: str = "all class means coincide"
-) -> float:
-    """Divide; inf or nan, with a warning that says why, where the denominator is zero."""
-    if denominator == 0.0:
-        value = float("inf") if numerator > 0.0 else float("nan")
-        warn_undefined(statistic, reason, value)
-        return value
-    return numerator / denominator
 
 
 def rounding_of_means(s: ClassScatter) -> float:
@@ -126,13 +63,13 @@ def directions(
 ) -> Tensor | None:
     """Return mu_k / |mu_k| (P, d); None, with a warning, where they are not all defined."""
     present = present_classes(s, statistic)
-    if not is_finite(s, statistic, value=value):
+    if not undefined.is_finite(s, statistic, value=value):
         return None
     means = centered_means(s, present) if centered else present_means(s, present)
     norms = torch.linalg.vector_norm(means, dim=1, keepdim=True)
     if not bool(norms.all()):
         zero = present[norms.squeeze(1) == 0].tolist()
-        warn_zero_means(statistic, zero, value, centered=centered)
+        undefined.warn_zero_means(statistic, zero, value, centered=centered)
         return None
     return means.div_(norms) if centered else means / norms
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.metrics.collapse import cdnv_per_class
 from deeprep.metrics.cosines import nearest_to_each
 from deeprep.state import ClassScatter, Weighting
@@ -85,7 +85,7 @@ def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
     norms = torch.linalg.vector_norm(s.means, dim=1)[present]
     nowhere = torch.full_like(s.counts, -1)
     known = {"counts": s.counts, "variance": column(variances), "mean_norm": column(norms)}
-    if not class_means.is_finite(s, "what per_class compares between classes"):
+    if not undefined.is_finite(s, "what per_class compares between classes"):
         compared = ("centered_norm", "compression", "cosine", "cdnv")
         unknown = {name: torch.full_like(s.sumsq, torch.nan) for name in compared}
         return PerClass(**known, **unknown, nearest=nowhere)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deeprep.base.validate import UndefinedStatisticError, as_tensor, check_batch, to_tensors
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.metrics.spectrum import noise_of_scatter
 from deeprep.state import ClassScatter
 
@@ -85,9 +85,9 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     """
     if not (ridge >= 0.0 and math.isfinite(ridge)):
         raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
-    class_means.require_classes(class_means.count_present(s), s.num_classes, "probe", at_least=1)
+    undefined.require_classes(s, "probe", at_least=1)
     pooled = s.pooled_scatter
-    if not class_means.is_finite(s, "probe", pooled):
+    if not undefined.is_finite(s, "probe", pooled):
         return LinearProbe(
             torch.full_like(s.means, torch.nan), torch.full_like(s.means[:, 0], torch.nan)
         )
@@ -146,7 +146,7 @@ def nearest_class(s: ClassScatter, features: Any) -> Tensor:
     """
     present = class_means.present_classes(s, "nearest_class", at_least=1)
     # NaN or Inf in one class reaches mu_G and so every score: all predictions are -1.
-    class_means.is_finite(s, "nearest_class", value=-1)
+    undefined.is_finite(s, "nearest_class", value=-1)
     centered = class_means.present_means(s, present) - s.global_mean
     # |z - mu|^2 = |z|^2 - 2 (<z, mu> - |mu|^2 / 2): the least distance is the largest score.
     bias = torch.linalg.vector_norm(centered, dim=1).square_().mul_(-0.5)
@@ -177,7 +177,7 @@ def ncc_accuracy(s: ClassScatter, features: Any, labels: Any) -> float:
     0.75
     """
     class_means.present_classes(s, "ncc_accuracy", at_least=1)
-    if not class_means.is_finite(s, "ncc_accuracy"):
+    if not undefined.is_finite(s, "ncc_accuracy"):
         return float("nan")
     return _accuracy(
         lambda rows: nearest_class(s, rows), features, labels, s.ignore_index, "ncc_accuracy"
@@ -216,16 +216,16 @@ def self_duality(s: ClassScatter, weight: Any) -> float:
             "each class"
         )
     present = class_means.present_classes(s, "self_duality")
-    if not class_means.is_finite(s, "self_duality"):
+    if not undefined.is_finite(s, "self_duality"):
         return float("nan")
     rows = rows.to(s.means)[present]
     centered = class_means.centered_means(s, present)
     lengths = torch.linalg.matrix_norm(rows), torch.linalg.matrix_norm(centered)
     if not bool(lengths[0]):
-        class_means.warn_undefined("self_duality", "the weight is zero")
+        undefined.warn_undefined("self_duality", "the weight is zero")
         return float("nan")
     if not bool(lengths[1]):
-        return class_means.ratio(0.0, 0.0, "self_duality")
+        return undefined.ratio(0.0, 0.0, "self_duality")
     return float(torch.linalg.matrix_norm(rows / lengths[0] - centered / lengths[1]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.state import ClassScatter, Weighting
 
 
@@ -52,7 +52,7 @@ def compression(
     """
     present = class_means.present_classes(s, "compression")
     between = s.trace_between(weighting, corrected)
-    if not class_means.is_finite(s, "compression"):
+    if not undefined.is_finite(s, "compression"):
         return float("nan")
     rounding = class_means.rounding_of_means(s)
     if not corrected:
@@ -64,13 +64,13 @@ def compression(
     if between <= 16.0 * class_means.EPS * within:
         between = 0.0
     reason = "the corrected Tr Sigma_B is not above zero: the class means may coincide"
-    return class_means.ratio(within, between, "compression", reason)
+    return undefined.ratio(within, between, "compression", reason)
 
 
 def compression_of_traces(within: float, between: float, rounding: float) -> float:
     """C of the two traces; where only the `rounding_of_means` is left of Tr Sigma_B, it is zero."""
     between = class_means.above_rounding(between, rounding)
-    return class_means.ratio(within, between, "compression")
+    return undefined.ratio(within, between, "compression")
 
 
 def nc1(s: ClassScatter) -> float:
@@ -104,7 +104,7 @@ def nc1(s: ClassScatter) -> float:
     """
     present = class_means.present_classes(s, "nc1")
     within = s.within
-    if not class_means.is_finite(s, "nc1", within):
+    if not undefined.is_finite(s, "nc1", within):
         return float("nan")
     centered = class_means.centered_means(s, present)
     rounding = class_means.rounding_of_means(s) * len(centered) ** 0.5
@@ -115,7 +115,7 @@ def nc1(s: ClassScatter) -> float:
     # Centring leaves one direction of mere rounding: the combination of the means that is mu_G.
     kept = singular > max(rounding, relative * float(singular[0]))
     if not bool(kept.any()):
-        return class_means.ratio(s.trace_within, 0.0, "nc1")
+        return undefined.ratio(s.trace_within, 0.0, "nc1")
     directions = vectors[kept]
     spread = ((directions @ within) * directions).sum(dim=1).clamp_(min=0.0)
     return float((spread / singular[kept].square()).sum())
@@ -179,7 +179,7 @@ def cdnv_per_class(s: ClassScatter) -> Tensor:
 def _cdnv_of_present(s: ClassScatter, statistic: str) -> Tensor:
     """Compute the CDNV (P,) of the classes with samples; errors and warnings name `statistic`."""
     present = class_means.present_classes(s, statistic)
-    if not class_means.is_finite(s, statistic):
+    if not undefined.is_finite(s, statistic):
         return s.sumsq.new_full((len(present),), torch.nan)
     variances = (s.sumsq / s.counts)[present]
     totals = torch.zeros_like(variances)

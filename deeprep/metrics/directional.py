@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deeprep.base.validate import UndefinedStatisticError, check_batch, check_labels, to_tensors
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.state import ClassScatter
 
 
@@ -63,13 +63,12 @@ def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
     >>> deeprep.metrics.cdnv(s)
     1.625
     """
-    present = class_means.count_present(s)
-    class_means.require_classes(present, s.num_classes, "directional_cdnv", at_least=2)
+    undefined.require_classes(s, "directional_cdnv", at_least=2)
     rows, classes = to_tensors(features, labels, s.num_classes)
     class_means.check_features(rows, s.means)
     check_batch(rows, classes)
     check_labels(classes, s.num_classes, s.ignore_index)
-    if not class_means.is_finite(s, "directional_cdnv"):
+    if not undefined.is_finite(s, "directional_cdnv"):
         return math.nan
     spread = DirectionalSpread(s)
     own, counted = spread.own_means(classes)
@@ -82,7 +81,7 @@ def directional_cdnv(s: ClassScatter, features: Any, labels: Any) -> float:
     value = spread.cdnv()
     if math.isnan(value):
         reason = "two class means coincide, or the features hold NaN or Inf"
-        class_means.warn_undefined("directional_cdnv", reason)
+        undefined.warn_undefined("directional_cdnv", reason)
     return value
 
 

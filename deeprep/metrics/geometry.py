@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.state import ClassScatter
 
 
@@ -33,10 +33,10 @@ def equinorm(s: ClassScatter) -> float:
     0.0
     """
     present = class_means.present_classes(s, "equinorm")
-    if not class_means.is_finite(s, "equinorm"):
+    if not undefined.is_finite(s, "equinorm"):
         return float("nan")
     norms = class_means.centered_norms(s, present)
-    return class_means.ratio(float(norms.std(correction=0)), float(norms.mean()), "equinorm")
+    return undefined.ratio(float(norms.std(correction=0)), float(norms.mean()), "equinorm")
 
 
 def equiangularity(s: ClassScatter) -> float:
@@ -97,13 +97,13 @@ def etf_error(s: ClassScatter) -> float:
     0.0
     """
     present = class_means.present_classes(s, "etf_error")
-    if not class_means.is_finite(s, "etf_error"):
+    if not undefined.is_finite(s, "etf_error"):
         return float("nan")
     centered = class_means.centered_means(s, present)
     # M by its largest entry first: the fourth powers below can then neither over- nor underflow.
     largest = torch.linalg.vector_norm(centered, torch.inf)
     if not bool(largest):
-        return class_means.ratio(0.0, 0.0, "etf_error")
+        return undefined.ratio(0.0, 0.0, "etf_error")
     centered /= largest
     squares = torch.zeros_like(largest)
     for _, tile in class_means.gram_tiles(centered):
@@ -155,7 +155,7 @@ def gnc2(s: ClassScatter) -> float:
         total += class_means.fill_repeats(squares, 1.0).log_().mul_(-0.5).sum()
     mean = float(total) / pairs
     if math.isinf(mean):
-        class_means.warn_undefined(
+        undefined.warn_undefined(
             "gnc2", "two class means lie in the same direction from the global"
         )
         return float("nan")
@@ -164,7 +164,7 @@ def gnc2(s: ClassScatter) -> float:
         kernel = squares.log_().mul_(-0.5).sub_(mean)
         total += class_means.fill_repeats(kernel, 0.0).square_().sum()
     deviation = math.sqrt(float(total) / pairs)
-    return class_means.ratio(deviation, abs(mean), "gnc2", "the kernels average to 0")
+    return undefined.ratio(deviation, abs(mean), "gnc2", "the kernels average to 0")
 
 
 def _symmetric_sum(tile: Tensor) -> Tensor:

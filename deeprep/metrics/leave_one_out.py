@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deeprep import ops
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.metrics.cosines import largest_cosines
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.statistics import name_classes
@@ -71,14 +71,14 @@ def jackknife(
     present = class_means.present_classes(s, "jackknife", at_least=4)
     # Sigma_B's weights are these, divided by their sum over the classes that are left.
     weights = s.class_weights(weighting, present) * len(present)
-    if not class_means.is_finite(s, "jackknife"):
+    if not undefined.is_finite(s, "jackknife"):
         return Jackknife(math.nan, math.nan)
     compressions = _compressions_without_each(s, present, weights, corrected)
-    undefined = present[~compressions.isfinite()].tolist()
+    indispensable = present[~compressions.isfinite()].tolist()
     spread = math.nan
-    if undefined:
-        reason = f"compression is undefined without any one of {name_classes(undefined)}"
-        class_means.warn_undefined("the jackknife error of compression", reason)
+    if indispensable:
+        reason = f"compression is undefined without any one of {name_classes(indispensable)}"
+        undefined.warn_undefined("the jackknife error of compression", reason)
     else:
         spread = _standard_error(compressions)
     unit = class_means.directions(s, "the jackknife error of discrimination", centered=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deeprep.base.validate import check_batch, check_labels, to_tensors
-from deeprep.metrics import class_means
+from deeprep.metrics import class_means, undefined
 from deeprep.state import ClassScatter
 
 
@@ -252,7 +252,7 @@ def class_ranks(
         ranks = effective_rank(sigma), stable_rank(sigma), rankme(sigma)
         others[:, k] = torch.tensor(ranks, dtype=torch.float64)
     if bad:
-        class_means.warn_nonfinite("class_ranks", bad)
+        undefined.warn_nonfinite("class_ranks", bad)
     return ClassRanks(numerical, *others)
 
 
@@ -277,7 +277,7 @@ def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> 
     class_means.present_classes(s, statistic, at_least=1)
     pooled = s.pooled_scatter
     kept = min(s.num_samples, s.num_features)
-    if not class_means.is_finite(s, statistic, pooled, value=value):
+    if not undefined.is_finite(s, statistic, pooled, value=value):
         return torch.full((kept,), torch.nan, dtype=torch.float64, device=pooled.device)
     rows = s.means * s.counts.double().sqrt_().unsqueeze(1)
     second_moment = torch.addmm(pooled, rows.T, rows)

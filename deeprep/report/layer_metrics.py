@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deeprep import metrics
 from deeprep.base.validate import UndefinedStatisticError
-from deeprep.metrics import ClosestClasses, class_means
+from deeprep.metrics import ClosestClasses, class_means, undefined
 from deeprep.metrics.cosines import search_pairs
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.settled import SettledScatter
@@ -179,20 +179,20 @@ def _of_classes(
     notes: list[str],
 ) -> dict[str, Any]:
     """Metrics that compare classes; one note where too few have samples, one where some are NaN."""
-    found = class_means.count_present(s)
+    found = undefined.count_present(s)
     if found < 2:
         notes.append(ONE_CLASS if found else NO_SAMPLES)
         return {}
     present = s.present
     affordable = found**2 * s.num_features <= PAIR_WORK
     names = _chosen_of_classes(s, found, affordable, chosen, notes)
-    if not class_means.is_finite(s, "every metric"):
+    if not undefined.is_finite(s, "every metric"):
         return dict.fromkeys((*ALWAYS, *names), math.nan)
     spanned = _in_span_of_means(s, present) if names else s
     values: dict[str, Any] = {
         "compression": _defined(notes, metrics.compression, s, weighting, corrected),
         **_of_cosines(s, found),
-        **{name: _defined(notes, getattr(metrics, name), spanned) for name in names},
+        **{name: getattr(metrics, name)(spanned) for name in names},
     }
     if found <= CLASSES_WITH_ALL_PAIRS or (chosen is None and affordable):
         values["closest_pairs_centered"] = _centered_pairs(spanned, found)
@@ -266,7 +266,7 @@ def _of_products(
     s: ClassScatter, chosen: frozenset[str] | None, notes: list[str]
 ) -> dict[str, Any]:
     """NC1 and the ranks, which need the (d, d) scatter; the ranks share one eigendecomposition."""
-    found = class_means.count_present(s)
+    found = undefined.count_present(s)
     names = [name for name in _OF_PRODUCTS if chosen is None or name in chosen]
     if not s.full:
         if chosen is not None and names:
