@@ -29,11 +29,12 @@ def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScat
     """Merge the states of all processes, and leave each with its share of the classes.
 
     All R processes of the group must call it, each with the state of the samples it saw; that
-    state is left as it is, and may be dropped. Samples of any class can arrive anywhere, so while
-    batches are taken in every process needs a whole state: K*d float64. What sharding saves is the
-    second one, and all that the metrics would allocate. With K = 1e5 classes of d = 8192 features
-    a state takes 8 K d = 6.6 GB; afterwards 8 K d / R are held, 0.8 GB for R = 8. On the way the
-    peak is the one, the other, and 128 MiB for messages (or 2 R rows where these are larger).
+    state is left as it is, and may be dropped. Samples of any class can arrive anywhere, so every
+    process needs a whole state, K*d float64, for as long as batches are taken in. What sharding
+    saves is a second whole state, and all that the metrics would allocate. With K = 1e5 classes of
+    d = 8192 features a state takes 8 K d = 6.6 GB; afterwards 8 K d / R are held, 0.8 GB for R = 8.
+    On the way the peak is the one, the other, and 128 MiB for messages (or 2 R rows where these are
+    larger).
 
     Parameters
     ----------
@@ -163,8 +164,8 @@ class ShardedClassScatter:
     def discrimination(self) -> float:
         """D = 1 - max_{k != k'} cos(mu_k, mu_k'), as `deeprep.discrimination`.
 
-        The directions of each process go to the others, tile by tile: it takes a copy of the share
-        and 64 MiB, and K^2 d / R multiplications.
+        Each process sends its directions to the others, tile by tile. That takes a copy of the
+        share, 64 MiB and K^2 d / R multiplications in each.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The metrics of single classes, for those who ask which class holds a layer back."""
+"""The metrics of single classes: which of them hold a layer back."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class PerClass(NamedTuple):
 
 
 def per_class(s: ClassScatter, weighting: Weighting = "uniform") -> PerClass:
-    """Read every class's own statistics off the state; two rounds over the pairs of classes.
+    """Compute the statistics of every single class, in two rounds over the pairs of classes.
 
     ``compression`` is inf (nan for a class without spread) where all class means coincide. A class
-    whose mean is zero has no direction: it has no ``nearest`` and is none. For a state that holds
-    NaN or Inf, only counts, variance and mean_norm are given, with a warning.
+    whose mean is zero has no direction: it has no ``nearest``, and is nobody's. For a state that
+    holds NaN or Inf, only counts, variance and mean_norm are given, with a warning.
 
     Raises
     ------

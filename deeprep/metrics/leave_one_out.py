@@ -1,4 +1,4 @@
-"""How far compression and discrimination hang on the classes that happened to be measured."""
+"""How much compression and discrimination depend on which classes happened to be measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def jackknife(
     sqrt((K-1)/K sum_j (theta_j - mean_j theta_j)^2) with theta_j the metric without class j, over
     the K classes with samples: how much the metric would move with other classes of the same kind.
     Discrimination is the smallest of many, which no jackknife is consistent for: only the two
-    classes of the closest pair move it, so take its error as a sign of how far D hangs on them.
+    classes of the closest pair move it, so read its error as how much D depends on those two.
 
     Of three classes there are no errors, for without one of them two are left. Tr Sigma_B is then
     a single squared distance, and the error of compression comes out too large: 1.2 to 2.3 times

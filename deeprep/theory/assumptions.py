@@ -19,7 +19,7 @@ from deeprep.base.validate import require
 
 
 def minimum_norm_error(weights: Sequence[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-    """|Y X^+ - W_L ... W_1|_F, the distance from the least map that fits the data.
+    """|Y X^+ - W_L ... W_1|_F, the distance from the minimum-norm map that fits the data.
 
     Parameters
     ----------
@@ -32,7 +32,9 @@ def minimum_norm_error(weights: Sequence[Tensor], inputs: Tensor, targets: Tenso
     -------
     (...) distances.
 
-    Source: assumption 1 of the theorem, and fig. 6, left, of the paper.
+    Notes
+    -----
+    Assumption 1 of the theorem; fig. 6, left, of the paper.
 
     Examples
     --------
@@ -60,8 +62,10 @@ def balance_errors(weights: Sequence[Tensor], *, idle: int = 0, idle_scale: floa
     -------
     (..., L - 1) for l = 1 .. L - 1.
 
-    Source: assumption 2 of the theorem; the released code divides by |W_l|_F, and so does fig. 6,
-    middle, though its label does not say so.
+    Notes
+    -----
+    Assumption 2 of the theorem. The released code divides by |W_l|_F, and so does fig. 6, middle,
+    though its label does not say so.
 
     Examples
     --------
@@ -100,7 +104,9 @@ def trailing_singular_values(
     ValueError
         Fewer than 2 K + 1 inputs or hidden dimensions.
 
-    Source: assumption 3 of the theorem, the same range of i as in the released code.
+    Notes
+    -----
+    Assumption 3 of the theorem, with the range of i of the released code.
 
     Examples
     --------

@@ -50,8 +50,12 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
     ValueError
         Lengths differ, fewer than two points, a value is not finite, or all x are equal.
 
-    Source: R^2 as in Draper & Smith, "Applied Regression Analysis", 1998, chapter 1.
+    Notes
+    -----
+    R^2 as in Draper, Smith, Applied regression analysis, 1998, chapter 1.
 
+    Examples
+    --------
     >>> fit = fit_line([1, 2, 3], [5.0, 7.0, 9.0])
     >>> fit.slope, fit.intercept, fit.r_squared, fit.residuals
     (2.0, 3.0, 1.0, (0.0, 0.0, 0.0))

@@ -30,14 +30,18 @@ def dln_compression_ratio(
     ValueError
         An argument outside these ranges.
 
-    Why: the trailing singular values of every matrix stay at eps, so within-class scatter shrinks
-    by eps^2 a layer; the K leading ones converge, balanced, to the L-th root of those of the
+    Notes
+    -----
+    The trailing singular values of every matrix stay at eps, so within-class scatter shrinks by
+    eps^2 a layer; the K leading ones converge, balanced, to the L-th root of those of the
     end-to-end map Y X^+ / alpha, which are sqrt(n) / alpha, so between-class scatter grows by
     (sqrt(n) / alpha)^(2/L) a layer.
 
-    Source: the rate O(eps^2 / n^(1/L)) is the main theorem of the paper (JMLR 26(220)); the
-    constant above agrees with trained networks to about 3 %.
+    The rate O(eps^2 / n^(1/L)) is the main theorem of the paper (JMLR 26(220)); the constant above
+    agrees with trained networks to about 3 %.
 
+    Examples
+    --------
     >>> round(dln_compression_ratio(0.3, depth=6, samples_per_class=10), 4)
     0.0613
     >>> round(dln_compression_ratio(0.3, depth=6, samples_per_class=10, alpha=100.0), 4)
@@ -70,9 +74,12 @@ def dln_discrimination(initial_cosine: float, layer: int, depth: int) -> float:
     ValueError
         An argument outside these ranges.
 
-    Source: the main theorem of the paper (JMLR 26(220)), with the bound's constant replaced by
-    cos_0.
+    Notes
+    -----
+    The main theorem of the paper (JMLR 26(220)), with cos_0 for the constant of its bound.
 
+    Examples
+    --------
     >>> [round(dln_discrimination(0.3, layer, depth=6), 2) for layer in (0, 3, 6)]
     [0.7, 0.85, 1.0]
     """
@@ -101,6 +108,8 @@ def orthonormal_compression(samples_per_class: int, num_samples: int) -> float:
     ValueError
         n < 1, or N not a multiple of n that is at least 2 n.
 
+    Examples
+    --------
     >>> round(orthonormal_compression(10, num_samples=30), 6)
     13.5
     """
