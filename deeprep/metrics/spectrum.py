@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deeprep.base.validate import check_batch, check_labels, to_tensors
+from deeprep.base.validate import check_batch, check_labels, require, to_tensors
 from deeprep.metrics import class_means, undefined
 from deeprep.state import ClassScatter
 
@@ -68,7 +68,7 @@ def numerical_rank(s: ClassScatter | Tensor, threshold: float = 0.95) -> int:
     >>> deeprep.metrics.numerical_rank(s), deeprep.metrics.numerical_rank(s, threshold=0.9)
     (2, 1)
     """
-    _check_threshold(threshold)
+    require("threshold", threshold, 0.0 < threshold <= 1.0, "in (0, 1]")
     sigma = s if isinstance(s, Tensor) else _singular_values(s, "numerical_rank", value=-1)
     cumulative = sigma.cumsum(0)
     total = cumulative[-1]
@@ -228,7 +228,7 @@ def class_ranks(
     >>> deeprep.metrics.class_ranks(s, features, labels).numerical.tolist()
     [2, 1]
     """
-    _check_threshold(threshold)
+    require("threshold", threshold, 0.0 < threshold <= 1.0, "in (0, 1]")
     rows, classes = to_tensors(features, labels, s.num_classes)
     class_means.check_features(rows, s.means)
     check_batch(rows, classes)
@@ -254,11 +254,6 @@ def class_ranks(
     if bad:
         undefined.warn_nonfinite("class_ranks", bad)
     return ClassRanks(numerical, *others)
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"threshold must lie in (0, 1], found {threshold}")
 
 
 def noise_of_scatter(pooled: Tensor, resolution: float, scatter: Tensor) -> float:

@@ -141,7 +141,7 @@ def class_scatter(
         num_classes = int(classes.max()) + 1
     wrong = classes[(classes < 0) | (classes >= num_classes)]
     if wrong.size:
-        raise ValueError(f"labels must lie in [0, {num_classes}), found {wrong[0]}")
+        raise ValueError(f"labels holds {wrong[0]}, expected classes in [0, {num_classes})")
     counts = np.zeros(num_classes, dtype=np.int64)
     means = np.zeros((num_classes, rows.shape[1]))
     sumsq = np.zeros(num_classes)

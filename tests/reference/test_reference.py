@@ -59,7 +59,7 @@ def test_ignored_rows_and_empty_classes():
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_out_of_range(label):
-    with pytest.raises(ValueError, match=rf"labels must lie in \[0, 3\), found {label}"):
+    with pytest.raises(ValueError, match=rf"labels holds {label}, expected classes in \[0, 3\)"):
         reference.class_scatter(np.zeros((2, 1)), [0, label], 3)
 
 
