@@ -158,10 +158,15 @@ def largest_cosines(unit: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         least = float(cosines[-1]) if len(cosines) == count else -math.inf
         values = tile.flatten()
         found = _first_largest(values, least, count)
+        if len(found) == 0:
+            continue
+        rows, columns = start + found // tile.shape[1], start + found % tile.shape[1]
+        if count == 1:  # larger than the one before
+            first, second, cosines = rows, columns, values[found]
+            continue
         cosines, order = torch.cat([cosines, values[found]]).sort(descending=True, stable=True)
         cosines, order = cosines[:count], order[:count]
-        first = torch.cat([first, start + found // tile.shape[1]])[order]
-        second = torch.cat([second, start + found % tile.shape[1]])[order]
+        first, second = torch.cat([first, rows])[order], torch.cat([second, columns])[order]
     return first, second, cosines
 
 
