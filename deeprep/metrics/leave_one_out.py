@@ -35,8 +35,8 @@ def jackknife(
     Of three classes there are no errors, for without one of them two are left. Tr Sigma_B is then
     a single squared distance, and the error of compression comes out too large: 1.2 to 2.3 times
     the spread over draws of normal classes, in the median and from d = 50 to d = 2, where four
-    classes give 1.1 to 1.3. And discrimination is the smallest of one: its three values are the
-    cosines of the three pairs, whose spread says nothing of the least.
+    classes give 1.1 to 1.3. And discrimination is then that of the only pair, no longer the
+    smallest of several: the spread of three such values is no error of D.
 
     No metric is computed K times: leaving out a class moves mu_G along mu_j - mu_G, which leaves
     O(K d) for compression; discrimination takes one round over the pairs of classes.
