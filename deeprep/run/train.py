@@ -19,6 +19,7 @@ from torch import nn
 from deeprep.base.ranks import Ranks
 from deeprep.base.validate import chosen
 from deeprep.data import Batches
+from deeprep.probe.evaluation import evaluation_mode
 from deeprep.run.settings import OptimizationSettings
 
 __all__ = [
@@ -139,26 +140,23 @@ def train(
             return
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Batches,
     settings: OptimizationSettings,
     ranks: Ranks | None = None,
 ) -> tuple[float, float]:
-    """Return mean loss and accuracy of the model in eval mode; its mode is restored.
+    """Return mean loss and accuracy of the model in eval mode; each module's mode is restored.
 
     With `ranks`, of the batches of all these processes together.
     """
-    was_training = model.training
-    model.eval()
     total_loss = torch.zeros((), dtype=torch.float64, device=batches.inputs.device)
     correct = torch.zeros((), dtype=torch.int64, device=batches.inputs.device)
-    for inputs, labels in batches:
-        outputs = model(inputs)
-        total_loss += training_loss(outputs, labels, settings) * len(labels)
-        correct += (outputs.argmax(1) == labels).sum()
-    model.train(was_training)
+    with evaluation_mode(model):
+        for inputs, labels in batches:
+            outputs = model(inputs)
+            total_loss += training_loss(outputs, labels, settings) * len(labels)
+            correct += (outputs.argmax(1) == labels).sum()
     return _means("in eval mode", total_loss, correct, len(batches.labels), ranks)
 
 

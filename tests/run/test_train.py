@@ -1,5 +1,6 @@
 """The training loop: losses and steps by hand, determinism, stopping, and precision."""
 
+import contextlib
 import copy
 import math
 
@@ -144,6 +145,20 @@ def test_evaluation_leaves_the_model_as_it_was():
     outputs = model.eval()(inputs)
     assert loss == pytest.approx(training_loss(outputs, labels, settings(alpha=1.0)).item())
     assert accuracy == (outputs.argmax(1) == labels).sum().item() / len(labels)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_leaves_frozen_modules_frozen(fails):
+    """Whoever freezes BatchNorm's statistics puts it in eval mode while the rest trains."""
+    model = network()
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    # An input of the wrong width fails in the first layer, with the model in eval mode.
+    batches = Batches(torch.zeros(4, 5 if fails else 6), torch.zeros(4, dtype=torch.int64), 0)
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        evaluate(model, batches, settings())
+    assert [module.training for module in model.modules()] == before
+    assert before.count(False) == 1
 
 
 def test_the_cosine_schedule_is_pytorchs():
