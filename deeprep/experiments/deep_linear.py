@@ -44,11 +44,12 @@ class GradientDescent:
     """Full-batch gradient descent with a cosine schedule.
 
     The learning rate of step t = 0 .. epochs - 1 is lr (f + (1 - f) (1 + cos(pi t / epochs)) / 2),
-    f = final_lr. A network stops after the step whose loss, taken before it, is below `stop_loss`.
+    f = final_lr_fraction. A network stops after the step whose loss, taken before it, is below
+    `stop_loss`.
     """
 
     lr: float
-    final_lr: float
+    final_lr_fraction: float
     epochs: int
     stop_loss: float
     weight_decay: float = 0.0
@@ -56,7 +57,7 @@ class GradientDescent:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         wave = (1 + math.cos(math.pi * step / self.epochs)) / 2
-        return self.lr * (self.final_lr + (1 - self.final_lr) * wave)
+        return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * wave)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class Synthetic:
     depth: int = 6
     init_scale: float = 0.3
     alpha: float = 1.0
-    descent: GradientDescent = GradientDescent(lr=0.1, final_lr=0.1, epochs=5000, stop_loss=1e-11)
+    descent: GradientDescent = GradientDescent(
+        lr=0.1, final_lr_fraction=0.1, epochs=5000, stop_loss=1e-11
+    )
 
     def labels(self) -> Tensor:
         """(N,) classes."""

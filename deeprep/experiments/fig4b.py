@@ -89,7 +89,7 @@ def _train(seed: int, device: torch.device) -> Numbers:
         momentum=0.0,
         weight_decay=0.0,
         schedule="cosine",
-        final_lr=descent.final_lr,
+        final_lr_fraction=descent.final_lr_fraction,
         epochs=descent.epochs,
         stop_loss=descent.stop_loss,
     )

@@ -30,7 +30,7 @@ RUN = Synthetic(
     init_scale=0.1,
     width=400,
     depth=5,
-    descent=GradientDescent(lr=0.1, final_lr=1e-3, epochs=100_000, stop_loss=1e-10),
+    descent=GradientDescent(lr=0.1, final_lr_fraction=1e-3, epochs=100_000, stop_loss=1e-10),
 )
 DEPTHS = (2, 3, 4, 5)  # at width 400
 WIDTHS = (200, 300, 400, 500, 600, 700)  # at depth 5

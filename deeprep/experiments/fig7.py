@@ -70,7 +70,7 @@ def network_settings(
             momentum=0.9,
             weight_decay=WEIGHT_DECAY[full],
             schedule="cosine",
-            final_lr=0.01,
+            final_lr_fraction=0.01,
             epochs=EPOCHS[full],
             batch_size=BATCH_SIZE[full],
         ),

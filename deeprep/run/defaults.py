@@ -44,7 +44,7 @@ DEFAULTS = (
             "momentum": 0.9,
             "weight_decay": 1e-4,
             "schedule": "cosine",
-            "final_lr": 0.01,
+            "final_lr_fraction": 0.01,
             "epochs": 400,
             "batch_size": 128,
             "stop_loss": 0.0,
@@ -108,7 +108,7 @@ DEFAULTS = (
             "lr": 0.1,
             "momentum": 0.0,
             "weight_decay": 0.0,
-            "final_lr": 0.1,
+            "final_lr_fraction": 0.1,
             "epochs": 5000,
             "stop_loss": 1e-11,
         },
@@ -148,7 +148,7 @@ def resolve(settings: Settings) -> Settings:
     if (settings.optimization.loss or values["loss"]) != "mse":
         values["alpha"] = None
     if (settings.optimization.schedule or values["schedule"]) != "cosine":
-        values["final_lr"] = None
+        values["final_lr_fraction"] = None
     if arch not in STACKS:
         values.update(dict.fromkeys(_STACK_FIELDS))
     if settings.model.init == "default":
@@ -193,8 +193,9 @@ def _check_applicable(settings: Settings) -> None:
         unset = optimization.alpha is None
         require("alpha", optimization.alpha, unset, "it left out when loss is cross-entropy")
     if optimization.schedule == "constant":
-        unset = optimization.final_lr is None
-        require("final_lr", optimization.final_lr, unset, "it left out when schedule is constant")
+        fraction = optimization.final_lr_fraction
+        wanted = "it left out when schedule is constant"
+        require("final_lr_fraction", fraction, fraction is None, wanted)
     if data.dataset == "image-folder":
         require("data_dir", data.data_dir, data.data_dir is not None, "a folder for image-folder")
     if data.dataset == "orthogonal" and data.classes is not None:

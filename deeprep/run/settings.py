@@ -24,6 +24,7 @@ from deeprep.data import DataSettings
 from deeprep.models import ModelSettings
 
 __all__ = [
+    "FORMER_NAMES",
     "MeasurementSettings",
     "OptimizationSettings",
     "RunSettings",
@@ -31,6 +32,9 @@ __all__ = [
     "from_dict",
     "to_dict",
 ]
+
+# What the config.json and sweep.json of earlier versions call a setting -> its name.
+FORMER_NAMES = {"final_lr": "final_lr_fraction"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class OptimizationSettings:
     schedule: Literal["cosine", "constant"] | None = None
     """Learning rate over the epochs."""
 
-    final_lr: float | None = None
+    final_lr_fraction: float | None = None
     """Fraction of --lr, in [0, 1], towards which the cosine schedule falls."""
 
     epochs: int | None = None
@@ -80,8 +84,8 @@ class OptimizationSettings:
         require_at_least(self, 0, "weight_decay", "batch_size", "stop_loss")
         if self.momentum is not None:
             require("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        if self.final_lr is not None:
-            require("final_lr", self.final_lr, 0 <= self.final_lr <= 1, "in [0, 1]")
+        if (fraction := self.final_lr_fraction) is not None:
+            require("final_lr_fraction", fraction, 0 <= fraction <= 1, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ def to_dict(settings: Settings) -> dict[str, dict[str, Any]]:
 def from_dict(values: dict[str, dict[str, Any]]) -> Settings:
     """Return the settings that `to_dict` turned into `values`; the inverse of `to_dict`.
 
+    Settings may have the names that earlier versions gave them.
+
     Raises
     ------
     ValueError
@@ -187,6 +193,7 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Settings:
             raise ValueError(f"{group} is not a group of settings; known: {', '.join(hints)}")
         cls = hints[group]
         field_hints = typing.get_type_hints(cls)
+        fields = {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
         unknown = sorted(fields.keys() - field_hints.keys())
         if unknown:
             known = ", ".join(field_hints)

@@ -207,18 +207,18 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.op
 def learning_rate(settings: OptimizationSettings, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 1.
 
-    cosine: lr * (f + (1 - f) (1 + cos(pi (epoch - 1) / epochs)) / 2), f = final_lr; so the first
-    epoch has lr, and lr * f would be that of the epoch after the last. Source: Loshchilov & Hutter,
-    "SGDR", ICLR 2017, without restarts.
+    cosine: lr * (f + (1 - f) (1 + cos(pi (epoch - 1) / epochs)) / 2), f = final_lr_fraction; so the
+    first epoch has lr, and lr * f would be that of the epoch after the last. Source: Loshchilov &
+    Hutter, "SGDR", ICLR 2017, without restarts.
 
-    >>> settings = OptimizationSettings(lr=1.0, schedule="cosine", final_lr=0.1, epochs=2)
+    >>> settings = OptimizationSettings(lr=1.0, schedule="cosine", final_lr_fraction=0.1, epochs=2)
     >>> [round(learning_rate(settings, epoch), 3) for epoch in (1, 2, 3)]
     [1.0, 0.55, 0.1]
     """
     lr = chosen(settings.lr)
     if settings.schedule == "constant":
         return lr
-    final = chosen(settings.final_lr)
+    final = chosen(settings.final_lr_fraction)
     progress = (epoch - 1) / chosen(settings.epochs)
     return lr * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
 

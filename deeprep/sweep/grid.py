@@ -15,7 +15,7 @@ import tyro
 
 from deeprep.base.validate import require
 from deeprep.run.defaults import resolve
-from deeprep.run.settings import Settings
+from deeprep.run.settings import FORMER_NAMES, Settings
 
 # Why a flag of run cannot be in a grid, or on the command line of a sweep.
 NOT_SWEPT = {
@@ -42,7 +42,7 @@ class Axis:
 
     def apply(self, settings: Settings, text: str) -> Settings:
         """Return settings in which the flag has a value, which is checked there."""
-        group, name = _FIELDS[self.flag]
+        group, name = _field(self.flag)
         changed = replace(getattr(settings, group), **{name: self.values[text]})
         return replace(settings, **{group: changed})
 
@@ -78,6 +78,10 @@ def _fields_by_flag() -> dict[str, tuple[str, str]]:
 
 
 _FIELDS = _fields_by_flag()
+# Of sweeps that an earlier version began: the flag is part of the names of their runs.
+_FORMER_FIELDS = {
+    old.replace("_", "-"): _FIELDS[new.replace("_", "-")] for old, new in FORMER_NAMES.items()
+}
 
 
 def parse_axis(text: str) -> Axis:
@@ -99,7 +103,8 @@ def parse_axis(text: str) -> Axis:
     require("grid", repr(text), all((flag, *texts)), "FLAG=VALUE,VALUE,... such as depth=4,6")
     require(flag, text, flag not in NOT_SWEPT, NOT_SWEPT.get(flag, ""))
     known = ", ".join(each for each in _FIELDS if each not in NOT_SWEPT)
-    require("grid", flag, flag in _FIELDS, f"one of the flags of run: {known}")
+    is_known = flag in _FIELDS or flag in _FORMER_FIELDS
+    require("grid", flag, is_known, f"one of the flags of run: {known}")
     axis = Axis(flag, {each: _parse(flag, each) for each in texts})
     distinct = len(set(axis.values.values())) == len(texts)
     require(f"grid {flag}", values, distinct, "distinct values")
@@ -108,9 +113,14 @@ def parse_axis(text: str) -> Axis:
     return axis
 
 
+def _field(flag: str) -> tuple[str, str]:
+    """Return the group and the name of the setting that a flag stands for."""
+    return _FIELDS.get(flag) or _FORMER_FIELDS[flag]
+
+
 def _parse(flag: str, text: str) -> Any:
     """Return the value of a flag from its text, by the type of its field."""
-    group, name = _FIELDS[flag]
+    group, name = _field(flag)
     hint = typing.get_type_hints(typing.get_type_hints(Settings)[group])[name]
     # The parser takes True and False for what users write as the flag --bias or --no-bias.
     words = [text.capitalize()] if hint is bool else text.split()
@@ -195,11 +205,11 @@ def make_runs(base: Settings, axes: Sequence[Axis], seeds: Iterable[int]) -> lis
 def _check_once(base: Settings, axes: Sequence[Axis]) -> None:
     """Check that no flag is given twice, and none that the sweep sets itself."""
     unset = Settings()
-    flags = [axis.flag for axis in axes]
+    swept = [_field(axis.flag) for axis in axes]
     for flag, (group, name) in _FIELDS.items():
         given = getattr(getattr(base, group), name)
         is_set = given != getattr(getattr(unset, group), name)
         if is_set and flag in NOT_SWEPT:
             raise ValueError(f"{flag} is {given}, expected {NOT_SWEPT[flag]}")
-        count = flags.count(flag) + is_set
+        count = swept.count((group, name)) + is_set
         require(flag, f"{count} times", count <= 1, "it given once, as a flag or in one --grid")

@@ -16,7 +16,7 @@ from deeprep.experiments.deep_linear import (
     train_reduced,
 )
 
-DESCENT = GradientDescent(lr=0.3, final_lr=0.1, epochs=300, stop_loss=1e-6)
+DESCENT = GradientDescent(lr=0.3, final_lr_fraction=0.1, epochs=300, stop_loss=1e-6)
 RUN = Synthetic(dimension=32, width=32, depth=3, init_scale=0.4, descent=DESCENT)
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def by_autograd(weights, inputs, labels, descent, alpha):
     weights = [weight.clone().requires_grad_() for weight in weights]
     optimizer = torch.optim.SGD(weights, descent.lr, weight_decay=descent.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, descent.epochs, eta_min=descent.lr * descent.final_lr
+        optimizer, descent.epochs, eta_min=descent.lr * descent.final_lr_fraction
     )
     targets = torch.nn.functional.one_hot(labels).double()
     for steps in range(1, descent.epochs + 1):  # noqa: B007

@@ -189,7 +189,7 @@ def test_figure_1_full_size_is_the_authors(tmp_path):
         optimization = run.optimization
         assert (optimization.lr, optimization.epochs, optimization.batch_size) == (1e-4, 400, 128)
         assert (optimization.alpha, optimization.momentum) == (alpha, 0.9)
-        assert (optimization.weight_decay, optimization.final_lr) == (1e-4, 0.01)
+        assert (optimization.weight_decay, optimization.final_lr_fraction) == (1e-4, 0.01)
 
 
 def paper_networks(full=True):

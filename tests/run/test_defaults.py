@@ -24,7 +24,8 @@ def test_linear_on_orthogonal_is_figure_4a():
     assert (model.depth, model.width, model.init, model.init_scale) == (6, 50, "orthogonal", 0.3)
     assert (data.classes, data.samples_per_class, data.dimension) == ((3,), 10, 50)
     assert (optimization.loss, optimization.alpha, optimization.batch_size) == ("mse", 1.0, 0)
-    assert (optimization.lr, optimization.final_lr, optimization.momentum) == (0.1, 0.1, 0.0)
+    assert (optimization.lr, optimization.final_lr_fraction) == (0.1, 0.1)
+    assert optimization.momentum == 0.0
     assert (optimization.epochs, optimization.stop_loss) == (5000, 1e-11)
 
 
@@ -51,7 +52,7 @@ def test_settings_without_meaning_stay_open():
     adam = resolved(optimizer="adam").optimization
     assert (adam.lr, adam.momentum) == (1e-3, None)
     assert resolved(loss="cross-entropy").optimization.alpha is None
-    assert resolved(schedule="constant").optimization.final_lr is None
+    assert resolved(schedule="constant").optimization.final_lr_fraction is None
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_settings_without_meaning_stay_open():
         ),
         (Settings(optimization=OptimizationSettings(loss="cross-entropy", alpha=2.0)), "alpha"),
         (
-            Settings(optimization=OptimizationSettings(schedule="constant", final_lr=0.5)),
-            "final_lr",
+            Settings(optimization=OptimizationSettings(schedule="constant", final_lr_fraction=0.5)),
+            "final_lr_fraction",
         ),
         (Settings(data=DataSettings(dataset="image-folder")), "data_dir"),
         (Settings(data=DataSettings(dataset="orthogonal", classes=(0, 1))), "classes"),

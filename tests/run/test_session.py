@@ -208,6 +208,17 @@ def test_a_finished_run_is_not_changed_by_resuming(whole):
 
 
 @pytest.mark.usefixtures("_no_figures")
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, whole):
+    directory = tmp_path / "earlier"
+    directory.mkdir()
+    text = (whole / "config.json").read_text()
+    assert '"final_lr_fraction": 0.01' in text
+    (directory / "config.json").write_text(text.replace("final_lr_fraction", "final_lr"))
+    assert main(["--resume", str(directory)]) == 0
+    assert_same(directory, whole)
+
+
+@pytest.mark.usefixtures("_no_figures")
 def test_early_stopping_measures_the_last_epoch(tmp_path):
     directory = run(small_settings(tmp_path, lr=0.05, epochs=200, stop_loss=0.2))
     checkpoint = directory.load_checkpoint()

@@ -55,7 +55,7 @@ def test_round_trip_through_json(settings):
         (OptimizationSettings, "lr", float("nan")),
         (OptimizationSettings, "momentum", 1.0),
         (OptimizationSettings, "weight_decay", -1.0),
-        (OptimizationSettings, "final_lr", 1.5),
+        (OptimizationSettings, "final_lr_fraction", 1.5),
         (OptimizationSettings, "epochs", 0),
         (OptimizationSettings, "batch_size", -1),
         (MeasurementSettings, "measurements", 1),
@@ -75,6 +75,12 @@ def test_unknown_settings_are_refused_by_name():
         from_dict({"optimization": {"learning_rate": 1.0}})
     with pytest.raises(ValueError, match="optimizer is not a group of settings"):
         from_dict({"optimizer": {}})
+
+
+def test_settings_of_earlier_versions_are_read():
+    old = to_dict(Settings(optimization=OptimizationSettings(final_lr_fraction=0.25)))
+    old["optimization"]["final_lr"] = old["optimization"].pop("final_lr_fraction")
+    assert from_dict(old).optimization.final_lr_fraction == 0.25
 
 
 def test_a_setting_left_open_is_not_taken_for_a_value():

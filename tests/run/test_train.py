@@ -162,7 +162,7 @@ def test_evaluation_leaves_frozen_modules_frozen(fails):
 
 
 def test_the_cosine_schedule_is_pytorchs():
-    config = settings(lr=0.3, final_lr=0.1, epochs=10)
+    config = settings(lr=0.3, final_lr_fraction=0.1, epochs=10)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.03)
     for epoch in range(1, 11):

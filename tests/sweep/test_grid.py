@@ -33,6 +33,14 @@ def test_values_are_read_by_the_type_of_the_flag():
     assert parse_axis("classes=3,0 7").values == {"3": (3,), "0 7": (0, 7)}
 
 
+def test_a_grid_of_an_earlier_version_keeps_the_names_of_its_runs():
+    (run,) = make_runs(Settings(), [parse_axis("final-lr=0.5")], [0])
+    assert run.name == "final-lr=0.5,seed=0"
+    assert run.settings.optimization.final_lr_fraction == 0.5
+    with pytest.raises(ValueError, match=r"final-lr-fraction is 2 times, expected it given once"):
+        make_runs(Settings(), [parse_axis("final-lr=0.5"), parse_axis("final_lr_fraction=1")], [0])
+
+
 @pytest.mark.parametrize("text", ["", "a", "4..0", "0,0", "0..3,2", "-1", "0..", "1.5"])
 def test_wrong_seeds_are_an_error(text):
     with pytest.raises(ValueError, match="seeds is "):

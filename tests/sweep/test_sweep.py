@@ -126,6 +126,17 @@ def test_finished_runs_are_skipped_and_more_can_be_added(tmp_path, in_process):
     assert float(shallow["loss_mean"]) > 0
 
 
+def test_a_sweep_of_an_earlier_version_goes_on(tmp_path, in_process):
+    assert sweep(tmp_path, "--grid", "final-lr=0.5", *SMALL) == 0
+    description = tmp_path / "sweep.json"
+    description.write_text(description.read_text().replace("final_lr_fraction", "final_lr"))
+    assert sweep(tmp_path, "--retry-failed") == 0
+    assert in_process == ["final-lr=0.5,seed=0"], "it is still taken for finished"
+    (tmp_path / "outcomes/final-lr=0.5,seed=0.json").unlink()
+    assert sweep(tmp_path) == 0
+    assert len(in_process) == 2
+
+
 def test_another_fixed_flag_needs_another_directory(tmp_path, in_process, capsys):
     assert sweep(tmp_path, "--grid", "depth=3", *SMALL) == 0
     before = (tmp_path / "sweep.json").read_bytes()
