@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a path to write to, which then replaces `path` in one step, or on an error is removed.
+
+    Raises
+    ------
+    OSError
+        Where the file cannot be written; names `path`, which is as it was.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -24,8 +29,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        # A full disk names no file, other errors the partial one, which nobody asked for.
+        if error.filename not in (None, str(partial), partial):
+            raise
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # else it would hide the error that led here
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
