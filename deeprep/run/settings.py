@@ -11,6 +11,8 @@ it in, once; a run's config.json holds the resolved values.
 from __future__ import annotations
 
 import dataclasses
+import json
+import textwrap
 import types
 import typing
 from dataclasses import dataclass, field
@@ -171,7 +173,7 @@ def to_dict(settings: Settings) -> dict[str, dict[str, Any]]:
     return {group: {k: plain(v) for k, v in fields.items()} for group, fields in groups.items()}
 
 
-def from_dict(values: dict[str, dict[str, Any]]) -> Settings:
+def from_dict(values: Any) -> Settings:
     """Return the settings that `to_dict` turned into `values`; the inverse of `to_dict`.
 
     Settings may have the names that earlier versions gave them.
@@ -179,31 +181,85 @@ def from_dict(values: dict[str, dict[str, Any]]) -> Settings:
     Raises
     ------
     ValueError
-        An unknown group or field, or a value outside its range.
+        An unknown group or field, a missing group, or a value of another type or outside its range.
 
     >>> from_dict({"model": {"depht": 3}})
     Traceback (most recent call last):
         ...
     ValueError: model.depht is not a setting; known: arch, depth, width, ...
+    >>> from_dict({"model": {"depth": "deep"}})
+    Traceback (most recent call last):
+        ...
+    ValueError: model.depth is "deep", expected a whole number or null
     """
-    groups = {}
     hints = typing.get_type_hints(Settings)
+    known = ", ".join(hints)
+    require("settings", _shown(values), isinstance(values, dict), f"the groups {known}")
+    groups = {}
     for group, fields in values.items():
         if group not in hints:
-            raise ValueError(f"{group} is not a group of settings; known: {', '.join(hints)}")
-        cls = hints[group]
-        field_hints = typing.get_type_hints(cls)
-        fields = {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
-        unknown = sorted(fields.keys() - field_hints.keys())
-        if unknown:
-            known = ", ".join(field_hints)
-            raise ValueError(f"{group}.{unknown[0]} is not a setting; known: {known}")
-        groups[group] = cls(**{k: _from_plain(v, field_hints[k]) for k, v in fields.items()})
+            raise ValueError(f"{group} is not a group of settings; known: {known}")
+        groups[group] = _group_from_dict(group, hints[group], fields)
+    for group in hints:
+        require(group, "missing", group in groups, f"the groups {known}")
     return Settings(**groups)
 
 
-def _from_plain(value: Any, hint: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, str) and Path in options:
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+def _group_from_dict(group: str, cls: type, fields: Any) -> Any:
+    """Return a group of settings; those that are missing have their defaults."""
+    hints = typing.get_type_hints(cls)
+    known = ", ".join(hints)
+    require(group, _shown(fields), isinstance(fields, dict), f"settings such as {known}")
+    values = {}
+    for written, value in fields.items():
+        name = FORMER_NAMES.get(written, written)
+        if name not in hints or name in values:
+            raise ValueError(f"{group}.{written} is not a setting; known: {known}")
+        values[name] = _from_plain(f"{group}.{written}", value, hints[name])
+    return cls(**values)
+
+
+# The types of settings: how JSON holds their values, and what to call these.
+_PLAIN: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a string"),
+    Path: (str, "a path"),
+    tuple[int, ...]: (list, "a list of whole numbers"),
+    types.NoneType: (types.NoneType, "null"),
+}
+
+
+def _from_plain(name: str, value: Any, hint: Any) -> Any:
+    """Return what JSON holds as a value of this type."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if union else (hint,)
+    for option in options:
+        if _fits(value, option):
+            if option is Path or option is float:
+                return option(value)
+            return tuple(value) if isinstance(value, list) else value
+    raise ValueError(f"{name} is {_shown(value)}, expected {' or '.join(map(_describe, options))}")
+
+
+def _fits(value: Any, option: Any) -> bool:
+    """Whether this is how JSON holds a value of a type."""
+    if typing.get_origin(option) is Literal:
+        return value in typing.get_args(option)
+    if isinstance(value, bool):  # which is an int to isinstance
+        return option is bool
+    if isinstance(value, list) and option == tuple[int, ...]:
+        return all(_fits(each, int) for each in value)
+    return isinstance(value, _PLAIN[option][0])
+
+
+def _describe(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return f"one of {', '.join(map(_shown, typing.get_args(option)))}"
+    return _PLAIN[option][1]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON has it, shortened."""
+    return textwrap.shorten(json.dumps(value, default=str), 60, placeholder=" ...")

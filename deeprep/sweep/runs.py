@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,7 +133,6 @@ class SweepDirectory:
 
         Errors of any kind make a failed run and go to the log with their traceback.
         """
-        settings = from_dict(self.read()["runs"][name])
         begin = time.monotonic()
         path = self.run_path(name)
         status: Status = "finished"
@@ -143,10 +142,9 @@ class SweepDirectory:
                 run(RunDirectory.open(path), Console())
             else:
                 _remove_partial(path)
-                changes = {"runs_dir": path.parent, "name": name}
-                groups = to_dict(settings)
-                groups["run"].update(changes)
-                run(from_dict(groups), Console())
+                settings = from_dict(self.read()["runs"][name])
+                place = replace(settings.run, runs_dir=path.parent, name=name)
+                run(replace(settings, run=place), Console())
         except (RunStopped, KeyboardInterrupt):
             status = "stopped"
         except Exception as raised:  # the other runs do not depend on this one

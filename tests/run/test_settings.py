@@ -77,6 +77,55 @@ def test_unknown_settings_are_refused_by_name():
         from_dict({"optimizer": {}})
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "value", "found", "wanted"),
+    [
+        ("optimization", "lr", "fast", '"fast"', "a number or null"),
+        ("optimization", "lr", True, "true", "a number or null"),
+        ("optimization", "lr", [0.1], "[0.1]", "a number or null"),
+        ("optimization", "epochs", 1.5, "1.5", "a whole number or null"),
+        ("optimization", "loss", "l1", '"l1"', 'one of "mse", "cross-entropy" or null'),
+        ("optimization", "dtype", None, "null", 'one of "float32", "bf16", "float64"'),
+        ("model", "bias", 0, "0", "true or false"),
+        ("model", "arch", {"name": "mlp"}, '{"name": "mlp"}', "a string"),
+        ("data", "classes", [1, "a"], '[1, "a"]', "a list of whole numbers or null"),
+        ("data", "classes", 3, "3", "a list of whole numbers or null"),
+        ("data", "data_dir", 3, "3", "a path or null"),
+        ("run", "runs_dir", None, "null", "a path"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(group, name, value, found, wanted):
+    values = to_dict(Settings())
+    values[group][name] = value
+    with pytest.raises(ValueError, match="expected") as raised:
+        from_dict(values)
+    assert str(raised.value) == f"{group}.{name} is {found}, expected {wanted}"
+
+
+def test_a_whole_number_is_a_number():
+    values = to_dict(Settings())
+    values["optimization"]["lr"] = 1
+    assert from_dict(values).optimization.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "settings is null, expected the groups model, data"),
+        ([], r"settings is \[\], expected the groups model, data"),
+        ({"model": {}}, "data is missing, expected the groups model, data"),
+        ({"model": ["mlp"]}, r'model is \["mlp"\], expected settings such as arch, depth'),
+        (
+            {"optimization": {"final_lr": 0.1, "final_lr_fraction": 0.1}},
+            r"optimization\.final_lr_fraction is not a setting",
+        ),
+    ],
+)
+def test_what_holds_no_settings_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(values)
+
+
 def test_settings_of_earlier_versions_are_read():
     old = to_dict(Settings(optimization=OptimizationSettings(final_lr_fraction=0.25)))
     old["optimization"]["final_lr"] = old["optimization"].pop("final_lr_fraction")
