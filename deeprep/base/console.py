@@ -8,14 +8,17 @@ from rich.markup import escape
 
 def print_error(error: object) -> None:
     """Print a line to stderr: what went wrong."""
-    _to_stderr(f"[bold red]error:[/] {escape(str(error))}")
+    _to_stderr("[bold red]error:[/]", error)
 
 
 def print_warning(message: object) -> None:
     """Print a line to stderr: what is to be known of a result."""
-    _to_stderr(f"[yellow]warning:[/] {escape(str(message))}")
+    _to_stderr("[yellow]warning:[/]", message)
 
 
-def _to_stderr(markup: str) -> None:
+def _to_stderr(markup: str, message: object) -> None:
+    # Libraries' errors may have several lines.
+    line = " ".join(filter(None, map(str.strip, str(message).splitlines())))
     # No emoji: a name such as nets:x: is none.
-    Console(stderr=True, emoji=False).print(markup, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, emoji=False)
+    console.print(f"{markup} {escape(line)}", soft_wrap=True, highlight=False)

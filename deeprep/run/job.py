@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from deeprep.base.validate import chosen, require
 from deeprep.data import Batches, Data
 from deeprep.models import build_model
 from deeprep.run.device import choose_device
+from deeprep.run.record import Checkpoint
 from deeprep.run.settings import Settings
 from deeprep.run.train import make_optimizer
 
@@ -107,6 +109,34 @@ def prepare(settings: Settings, data: Data, device: torch.device, ranks: Ranks |
     part = slice(*ranks.share(ranks.rank, len(labels)))
     measured = Batches(inputs[part], labels[part], _MEASUREMENT_BATCH)
     return Job(model, make_optimizer(model, optimization), batches, measured)
+
+
+def restore(job: Job, checkpoint: Checkpoint) -> None:
+    """Put the weights and the optimiser's state of a checkpoint in place.
+
+    Raises
+    ------
+    ValueError
+        It is of another network, or of another optimiser.
+    """
+    own, kept = job.model.state_dict(), checkpoint.model
+    for name in own | kept:
+        shapes = [_shape(state.get(name)) for state in (kept, own)]
+        require(f"its {name}", shapes[0], shapes[0] == shapes[1], f"{shapes[1]} for this network")
+    job.model.load_state_dict(kept)
+    options = job.optimizer.param_groups[0].keys()
+    try:
+        job.optimizer.load_state_dict(checkpoint.optimizer)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its optimizer is of another run ({error})") from error
+    missing = ", ".join(sorted(options - job.optimizer.param_groups[0].keys()))
+    require("its optimizer", f"without {missing}", not missing, "the kind that this run has")
+
+
+def _shape(value: Any) -> str:
+    if value is None:
+        return "missing"
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from deeprep import plots
 from deeprep.base import strict_json
 from deeprep.base.machine import available_cores, processor
 from deeprep.base.paths import atomic_path, write_text
+from deeprep.base.validate import require
 from deeprep.ops import build_info
 from deeprep.report import LayerReport
+from deeprep.run.defaults import resolve
 from deeprep.run.settings import Settings, from_dict, to_dict
 
 __all__ = ["Checkpoint", "Measurement", "RunDirectory", "environment"]
@@ -111,6 +114,8 @@ class RunDirectory:
         ------
         FileNotFoundError
             The path is not a run directory.
+        ValueError
+            A line of metrics.jsonl is no measurement.
         """
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
@@ -118,15 +123,34 @@ class RunDirectory:
             )
         self = cls(path)
         metrics = path / "metrics.jsonl"
-        for line in metrics.read_text().splitlines() if metrics.is_file() else []:
-            values = strict_json.parse(line, metrics)
-            report = LayerReport.from_dict(values.pop("report"))
-            self.measurements.append(Measurement(**values, report=report))
+        lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+        self.measurements = [
+            _read_measurement(line, f"{metrics}, line {number}")
+            for number, line in enumerate(lines, start=1)
+        ]
         return self
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the checkpoint is, or will be."""
+        return self.path / "checkpoint.pt"
+
     def settings(self) -> Settings:
-        """Return the settings in config.json."""
-        return from_dict(strict_json.read(self.path / "config.json")["settings"])
+        """Return the settings in config.json.
+
+        Raises
+        ------
+        ValueError
+            It does not hold the settings of a run, each of its type and in its range.
+        """
+        path = self.path / "config.json"
+        config = strict_json.read(path)
+        try:
+            settings = from_dict(config.get("settings") if isinstance(config, dict) else None)
+            _check_resolved(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return settings
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Add a line to metrics.jsonl."""
@@ -142,17 +166,34 @@ class RunDirectory:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace checkpoint.pt; it is on the disk, not just in its cache, when this returns."""
-        with atomic_path(self.path / "checkpoint.pt") as path, path.open("wb") as file:
+        with atomic_path(self.checkpoint_path) as path, path.open("wb") as file:
             torch.save(vars(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """Return the last checkpoint, on the CPU; None if the run was stopped before its first."""
-        path = self.path / "checkpoint.pt"
+        """Return the last checkpoint, on the CPU; None if the run was stopped before its first.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or no checkpoint of a run.
+        """
+        path = self.checkpoint_path
         if not path.is_file():
             return None
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles, which the error says better
+            try:
+                values = torch.load(file, map_location="cpu", weights_only=True)
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever unpickling raises on bytes that mean other things
+                raise ValueError(f"{path} is damaged, {_WANTED_CHECKPOINT}") from error
+        types = {"epoch": int, "finished": bool, "model": dict, "optimizer": dict}
+        if not _has_fields(values, types):
+            raise ValueError(f"{path} is another kind of data, {_WANTED_CHECKPOINT}")
+        return Checkpoint(**values)
 
     def write_summaries(self) -> list[Path]:
         """Write layers.csv and figures from the measurements so far; return all files' paths."""
@@ -171,6 +212,43 @@ class RunDirectory:
             values = {**vars(measurement), "report": measurement.report.to_dict()}
             lines.append(strict_json.dumps(values))
         write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+_WANTED_CHECKPOINT = (
+    "expected a checkpoint of deeprep.run; remove it to train anew from the first epoch"
+)
+
+
+def _has_fields(values: Any, types: dict[str, Any]) -> bool:
+    """Whether these are the fields of something that was written, each of its type."""
+    return (
+        isinstance(values, dict)
+        and values.keys() == types.keys()
+        and all(isinstance(values[name], wanted) for name, wanted in types.items())
+    )
+
+
+def _read_measurement(line: bytes, where: str) -> Measurement:
+    """Return the measurement in a line of metrics.jsonl."""
+    values = strict_json.parse(line, where)
+    number = (int, float)
+    if not _has_fields(values, {"epoch": int, "loss": number, "accuracy": number, "report": dict}):
+        wanted = "a measurement of deeprep.run: epoch, loss, accuracy and report"
+        raise ValueError(f"{where} is another kind of data, expected {wanted}")
+    try:
+        report = LayerReport.from_dict(values["report"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is no measurement of deeprep.run: {error}") from error
+    return Measurement(**{**values, "report": report})
+
+
+def _check_resolved(settings: Settings) -> None:
+    """Check that no setting is open that a run chooses: training would ask for it later."""
+    for group, values in to_dict(resolve(settings)).items():
+        for name, value in values.items():
+            found = getattr(getattr(settings, group), name)
+            wanted = f"a value, such as {value}"
+            require(f"{group}.{name}", "null", found is not None or value is None, wanted)
 
 
 def _make_directory(settings: Settings) -> Path:

@@ -35,11 +35,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from deeprep.base.console import print_error
 from deeprep.base.ranks import RankLostError, Ranks
 from deeprep.base.torchrun import OtherRankError, default_threads, joined, together
-from deeprep.base.validate import chosen
+from deeprep.base.validate import chosen, require
 from deeprep.data import Data, load_configured_data
 from deeprep.probe import analyze
 from deeprep.run.defaults import describe_defaults, resolve
-from deeprep.run.job import parallel, pin, prepare, prepare_device
+from deeprep.run.job import Job, parallel, pin, prepare, prepare_device, restore
 from deeprep.run.record import Checkpoint, Measurement, RunDirectory
 from deeprep.run.settings import Settings
 from deeprep.run.train import (
@@ -128,7 +128,8 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
     Raises
     ------
     ValueError
-        Settings that do not fit together or do not fit the data.
+        Settings that do not fit together or do not fit the data; a directory to continue whose
+        files are damaged or do not fit one another.
     FileNotFoundError
         A data set that is nowhere.
     FileExistsError
@@ -162,10 +163,7 @@ def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) 
     job = together(ranks, lambda: prepare(settings, data, device, ranks))
     model, optimization = job.model, settings.optimization
     directory = _open_directory(start, settings, device, ranks)
-    checkpoint = together(ranks, directory.load_checkpoint)
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint.model)
-        job.optimizer.load_state_dict(checkpoint.optimizer)
+    checkpoint = together(ranks, lambda: _restored(directory, job, chosen(optimization.epochs)))
     first_epoch = 1 if checkpoint is None else checkpoint.epoch + 1
     if first:
         directory.forget_after(-1 if checkpoint is None else checkpoint.epoch)
@@ -256,6 +254,25 @@ def _open_directory(
     )
     path: Path = ranks.gather(made and made.path)[0]
     return made or RunDirectory(path)
+
+
+def _restored(directory: RunDirectory, job: Job, epochs: int) -> Checkpoint | None:
+    """Return the checkpoint to go on from, its state in place; None where there is none."""
+    checkpoint = directory.load_checkpoint()
+    if checkpoint is None:
+        return None
+    path, epoch = directory.checkpoint_path, checkpoint.epoch
+    try:
+        last = epochs if checkpoint.finished else epochs - 1
+        require("its epoch", epoch, 0 <= epoch <= last, f"in 0..{last} for this run")
+        restore(job, checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit config.json: {error}") from None
+    if not any(measured.epoch <= epoch for measured in directory.measurements):
+        metrics = directory.path / "metrics.jsonl"
+        wanted = f"one of epoch 0 at least, as {path} is of epoch {epoch}"
+        raise ValueError(f"{metrics} is without measurements, expected {wanted}")
+    return checkpoint
 
 
 def _describe(
