@@ -13,6 +13,8 @@ whole files. JSON is strict: where a report holds NaN or infinity, there is a st
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import platform
 import subprocess
@@ -100,10 +102,17 @@ class RunDirectory:
         ------
         FileExistsError
             The directory `settings.run.name` exists.
+        OSError
+            Nothing can be written under `settings.run.runs_dir`.
         """
         self = cls(_make_directory(settings))
         config = {"settings": to_dict(settings), "environment": environment(device)}
-        strict_json.write(self.path / "config.json", config, indent=2)
+        try:
+            strict_json.write(self.path / "config.json", config, indent=2)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # else its name would be taken
+            raise
         return self
 
     @classmethod
@@ -166,10 +175,17 @@ class RunDirectory:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace checkpoint.pt; it is on the disk, not just in its cache, when this returns."""
-        with atomic_path(self.checkpoint_path) as path, path.open("wb") as file:
-            torch.save(vars(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic_path(self.checkpoint_path) as path:
+            try:
+                with path.open("wb") as file:
+                    torch.save(vars(checkpoint), file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except RuntimeError as error:
+                # torch covers the error of a full disk with one about its own positions.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Return the last checkpoint, on the CPU; None if the run was stopped before its first.
@@ -253,23 +269,20 @@ def _check_resolved(settings: Settings) -> None:
 
 def _make_directory(settings: Settings) -> Path:
     runs_dir, name = settings.run.runs_dir, settings.run.name
-    if name is not None:
-        path = runs_dir / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            advice = f"go on with --resume {path}, or remove it"
-            raise FileExistsError(f"{path} exists, expected a new name: {advice}") from None
-        return path
     stem = f"{settings.model.arch}-{settings.data.dataset}-seed{settings.run.seed}"
-    number = 1
-    while True:
-        path = runs_dir / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
+    counted = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        for each in counted if name is None else (name,):
+            with contextlib.suppress(FileExistsError):
+                (runs_dir / each).mkdir()
+                return runs_dir / each
+    except OSError as error:
+        wanted = f"a directory that can be written to ({error.strerror})"
+        raise type(error)(f"runs_dir is {runs_dir}, expected {wanted}") from error
+    path = runs_dir / str(name)
+    advice = f"go on with --resume {path}, or remove it"
+    raise FileExistsError(f"{path} exists, expected a new name: {advice}")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

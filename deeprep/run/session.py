@@ -134,6 +134,9 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
         A data set that is nowhere.
     FileExistsError
         The named run directory exists.
+    OSError
+        A file cannot be written; names it. What it held before is still there, so that the run can
+        be continued.
     NonFiniteLossError
         The loss became NaN or infinite; the run directory is kept.
     RunStopped

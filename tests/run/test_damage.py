@@ -1,8 +1,12 @@
-"""Runs that cannot go on: one line that names the file, and no harm done."""
+"""Runs that cannot go on, and disks that are full: one line that names the file, and no harm."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import deeprep
 from deeprep import plots
 from deeprep.data import DataSettings
 from deeprep.models import ModelSettings
 from deeprep.run import main, run
+from deeprep.run.record import RunDirectory
 from deeprep.run.settings import OptimizationSettings, RunSettings, Settings
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture(autouse=True)
@@ -195,3 +203,115 @@ def test_a_file_is_no_run_directory(copy, capsys):
     path = copy / "layers.csv"
     wanted = f"resume is {path}, expected a run directory with a config.json"
     assert error_of(["--resume", path], capsys) == wanted
+
+
+FLAGS = [
+    *("--depth", "3", "--width", "8", "--classes", "3", "--samples-per-class", "10"),
+    *("--batch-size", "16", "--epochs", "4", "--threads", "1", "--device", "cpu"),
+]
+
+
+@pytest.mark.parametrize("name", [[], ["--name", "mine"]])
+def test_a_file_in_the_place_of_runs_dir_is_an_error(tmp_path, capsys, name):
+    path = tmp_path / "file"
+    path.write_text("notes")
+    (tmp_path / "link").symlink_to("nowhere")
+    for runs_dir in (path, path / "deeper", tmp_path / "link"):
+        message = error_of([*FLAGS, *name, "--runs-dir", runs_dir], capsys)
+        assert message.startswith(f"runs_dir is {runs_dir}, expected a directory")
+    assert path.read_text() == "notes"
+
+
+def test_a_runs_dir_that_cannot_be_written_to_is_an_error(tmp_path, monkeypatch, capsys):
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    message = error_of([*FLAGS, "--runs-dir", tmp_path], capsys)
+    wanted = "expected a directory that can be written to (Permission denied)"
+    assert message == f"runs_dir is {tmp_path}, {wanted}"
+
+
+def fill_disk_at(monkeypatch, name, times):
+    """Writing a file of this name fails the n-th time, half of it written."""
+    opened = Path.open
+    count = 0
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.file.close()
+
+        def write(self, data):
+            self.file.write(data[: len(data) // 2])
+            raise FULL
+
+    def open_(self, mode="r", *arguments, **options):
+        nonlocal count
+        file = opened(self, mode, *arguments, **options)
+        if "w" not in mode or name not in self.name:
+            return file
+        count += 1
+        return Full(file) if count == times else file
+
+    monkeypatch.setattr(Path, "open", open_)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "times"),
+    [
+        ("checkpoint", ".pt", 1),
+        ("checkpoint", ".pt", 3),
+        ("metrics", ".jsonl", 1),
+        ("metrics", ".jsonl", 3),
+        ("layers", ".csv", 1),
+    ],
+)
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
+    tmp_path, monkeypatch, capsys, whole, name, suffix, times
+):
+    with monkeypatch.context() as patch:
+        fill_disk_at(patch, name, times)
+        message = error_of([*FLAGS, "--runs-dir", tmp_path], capsys)
+    directory = tmp_path / "mlp-digits-seed0"
+    assert (
+        message == f"[Errno {errno.ENOSPC}] No space left on device: '{directory / name}{suffix}'"
+    )
+    assert not [path for path in directory.iterdir() if "partial" in path.name]
+    if times > 1:
+        assert RunDirectory.open(directory).load_checkpoint().epoch == times - 2
+    assert main(["--resume", str(directory)]) == 0
+    assert contents(directory)["metrics.jsonl"] == contents(whole)["metrics.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit of a process is of POSIX")
+def test_when_the_system_itself_runs_out(tmp_path):
+    """Not simulated: files of this process may not grow beyond what a checkpoint needs."""
+    script = (
+        "import resource, signal, sys\n"
+        "from deeprep.run import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, *FLAGS, "--width", "128", "--runs-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(deeprep.__file__).parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    path = tmp_path / "mlp-digits-seed0/checkpoint.pt"
+    assert done.returncode == 1
+    assert done.stderr == f"error: [Errno {errno.EFBIG}] File too large: '{path}'\n"
+
+
+def test_a_full_disk_at_the_start_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    fill_disk_at(monkeypatch, "config", 1)
+    message = error_of([*FLAGS, "--runs-dir", tmp_path / "runs"], capsys)
+    assert message.endswith("mlp-digits-seed0/config.json'")
+    assert list((tmp_path / "runs").iterdir()) == []
