@@ -81,6 +81,8 @@ class SweepDirectory:
         ------
         FileNotFoundError
             The path is no directory of a sweep.
+        ValueError
+            Its sweep.json is damaged or of another kind.
         """
         path = self.path / "sweep.json"
         if not path.is_file():
@@ -88,13 +90,30 @@ class SweepDirectory:
                 f"DIRECTORY is {self.path}, which holds no sweep.json, expected a sweep that has "
                 "one, or --grid or --seeds for a new one"
             )
-        content: dict[str, Any] = strict_json.read(path)
-        return content
+        content = strict_json.read(path)
+        types = {"base": dict, "grid": list, "seeds": str, "runs": dict}
+        whole = isinstance(content, dict) and all(
+            isinstance(content.get(name), wanted) for name, wanted in types.items()
+        )
+        require(str(path), "no description of a sweep", whole, ", ".join(types))
+        try:
+            from_dict(content["base"])
+            for settings in content["runs"].values():
+                from_dict(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        described: dict[str, Any] = content
+        return described
 
     def outcome(self, name: str) -> Outcome:
         """Return how a run ended; "new" where there is nothing of it yet."""
         if self.has_outcome(name):
-            return Outcome(**strict_json.read(self._outcome_path(name)))
+            path = self._outcome_path(name)
+            try:
+                return Outcome(**strict_json.read(path))
+            except TypeError:
+                wanted = "status, error and seconds; remove it to go on with the run"
+                raise ValueError(f"{path} is no outcome of a run, expected {wanted}") from None
         return Outcome("stopped" if self._begun(name) else "new")
 
     def has_outcome(self, name: str) -> bool:

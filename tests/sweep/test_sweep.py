@@ -166,6 +166,31 @@ def test_an_invalid_and_a_failed_run_do_not_stop_the_others(tmp_path, in_process
     assert len(in_process) == 9
 
 
+@pytest.mark.parametrize(
+    ("name", "damaged", "message"),
+    [
+        ("sweep.json", '{"base": ', "sweep.json is not valid JSON"),
+        ("sweep.json", "[]", "sweep.json is no description of a sweep, expected base, grid"),
+        ("sweep.json", '{"epochs": 3}', "sweep.json is no description of a sweep, expected base"),
+        ("sweep.json", '"fast"', 'sweep.json: optimization.lr is "fast", expected a number'),
+        ("outcomes/depth=3,seed=0.json", "3", "seed=0.json is no outcome of a run, expected"),
+        ("outcomes/depth=3,seed=0.json", '{"state": 1}', "seed=0.json is no outcome of a run"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, in_process, capsys, name, damaged, message):
+    made(tmp_path, "depth=3")
+    path = tmp_path / name
+    if damaged == '"fast"':
+        damaged = path.read_text().replace('"lr": null', f'"lr": {damaged}')
+    path.write_text(damaged)
+    assert sweep(tmp_path) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {tmp_path}/")
+    assert printed.count("\n") == 1
+    assert message in printed
+    assert in_process == []
+
+
 def test_a_dry_run_writes_nothing(tmp_path, in_process, capsys):
     assert sweep(tmp_path / "s", "--grid", "depth=3,4", "--dry-run", *SMALL) == 0
     assert "depth=4,seed=0 new" in " ".join(capsys.readouterr().out.split())
