@@ -2,7 +2,7 @@
 
 import sys
 
-from deeprep.run.session import main
+from deeprep.run.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

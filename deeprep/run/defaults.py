@@ -10,7 +10,7 @@ from deeprep.base.validate import chosen, require
 from deeprep.models import STACKS, ModelSettings, check_architecture
 from deeprep.run.settings import Settings
 
-__all__ = ["DEFAULTS", "Defaults", "describe_defaults", "resolve"]
+__all__ = ["DEFAULTS", "Choice", "Defaults", "choices", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,50 @@ DEFAULTS = (
 )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a setting that was left open is, and why.
+
+    Attributes
+    ----------
+    value
+        None for a setting that has no meaning beside the others.
+    source
+        The row of `DEFAULTS`, counted from 1, or the setting that it follows from.
+    """
+
+    value: Any
+    source: str
+
+
+def choices(settings: Settings) -> dict[str, Choice]:
+    """Return what settings are where they are None, those that concern the architecture or data.
+
+    >>> choices(Settings())["depth"]
+    Choice(value=8, source='row 2')
+    >>> choices(Settings(model=ModelSettings(arch="resnet18")))["depth"]
+    Choice(value=None, source='not for arch resnet18')
+    """
+    model, optimization = settings.model, settings.optimization
+    chosen: dict[str, Choice] = {}
+    for row, defaults in enumerate(DEFAULTS, start=1):
+        if defaults.applies(model.arch, settings.data.dataset):
+            new = defaults.values.items()
+            chosen.update({name: Choice(value, f"row {row}") for name, value in new})
+    if optimization.optimizer == "adam":
+        chosen["lr"] = Choice(1e-3, "optimizer adam")
+        chosen["momentum"] = Choice(None, "not for optimizer adam")
+    if (loss := optimization.loss or chosen["loss"].value) != "mse":
+        chosen["alpha"] = Choice(None, f"not for loss {loss}")
+    if (schedule := optimization.schedule or chosen["schedule"].value) != "cosine":
+        chosen["final_lr_fraction"] = Choice(None, f"not for schedule {schedule}")
+    if model.arch not in STACKS:
+        chosen.update(dict.fromkeys(_STACK_FIELDS, Choice(None, f"not for arch {model.arch}")))
+    if model.init == "default":
+        chosen["init_scale"] = Choice(None, "not for init default")
+    return chosen
+
+
 def resolve(settings: Settings) -> Settings:
     """Fill in the fields that are None from `DEFAULTS`, and check that the settings fit together.
 
@@ -136,23 +180,9 @@ def resolve(settings: Settings) -> Settings:
     >>> resolve(Settings(model=ModelSettings(arch="linear"))).optimization.momentum
     0.9
     """
-    arch, dataset = settings.model.arch, settings.data.dataset
-    check_architecture(arch)
+    check_architecture(settings.model.arch)
     _check_applicable(settings)
-    values: dict[str, Any] = {}
-    for defaults in DEFAULTS:
-        if defaults.applies(arch, dataset):
-            values.update(defaults.values)
-    if settings.optimization.optimizer == "adam":
-        values.update(lr=1e-3, momentum=None)
-    if (settings.optimization.loss or values["loss"]) != "mse":
-        values["alpha"] = None
-    if (settings.optimization.schedule or values["schedule"]) != "cosine":
-        values["final_lr_fraction"] = None
-    if arch not in STACKS:
-        values.update(dict.fromkeys(_STACK_FIELDS))
-    if settings.model.init == "default":
-        values["init_scale"] = None
+    values = {name: choice.value for name, choice in choices(settings).items()}
     groups = {}
     for group in dataclasses.fields(settings):
         old = getattr(settings, group.name)
@@ -160,7 +190,7 @@ def resolve(settings: Settings) -> Settings:
         new = {name: value for name, value in values.items() if name in missing}
         groups[group.name] = dataclasses.replace(old, **new)
     resolved = Settings(**groups)
-    if arch == "hybrid":
+    if resolved.model.arch == "hybrid":
         most = chosen(resolved.model.depth) - 2
         linear = chosen(resolved.model.linear_layers)
         wanted = f"in 1..depth - 2 = {most} (a hybrid network has layers of both kinds)"
@@ -201,25 +231,3 @@ def _check_applicable(settings: Settings) -> None:
     if data.dataset == "orthogonal" and data.classes is not None:
         one = len(data.classes) == 1
         require("classes", data.classes, one, "one number of classes for orthogonal data")
-
-
-def describe_defaults() -> str:
-    """Return `DEFAULTS` as text for `--help`, one paragraph per entry.
-
-    >>> print(describe_defaults().splitlines()[0])
-    Flags that say "default: None" are chosen by architecture and data set; later lines override:
-    """
-    lines = [
-        'Flags that say "default: None" are chosen by architecture and data set; later lines '
-        "override:"
-    ]
-    for entry in DEFAULTS:
-        archs = ", ".join(entry.archs).replace("vision", "torchvision classifiers")
-        where = f"{archs or 'any architecture'} on {', '.join(entry.datasets) or 'any data'}"
-        flags = (f"--{name.replace('_', '-')} {_as_flag(v)}" for name, v in entry.values.items())
-        lines.append(f"* {where} ({entry.why}): {' '.join(flags)}")
-    return "\n".join(lines)
-
-
-def _as_flag(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

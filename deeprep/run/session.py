@@ -1,8 +1,7 @@
-"""Train a network and watch its layers compress: `python -m deeprep.run --arch mlp`.
+"""A run from its settings to its results: train a network and watch its layers compress.
 
-Flags are the fields of `deeprep.run.settings.Settings`. Results go to a new directory under runs/;
-`deeprep.run.record` says what it holds. Ctrl-C or SIGTERM finishes the epoch and leaves a directory
-that --resume continues; a second one stops at once.
+Results go to a new directory; `deeprep.run.record` says what it holds. SIGINT (Ctrl-C) or SIGTERM
+finishes the epoch and leaves a directory that can be continued; a second one stops at once.
 
 `torchrun --nproc-per-node 4 -m deeprep.run --arch linear` trains the same network with four
 processes, by the same flags: `--batch-size` is the batch of all of them together, of which each
@@ -22,23 +21,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deeprep.base.console import print_error
-from deeprep.base.ranks import RankLostError, Ranks
-from deeprep.base.torchrun import OtherRankError, default_threads, joined, together
+from deeprep.base.ranks import Ranks
+from deeprep.base.torchrun import default_threads, joined, together
 from deeprep.base.validate import chosen, require
 from deeprep.data import Data, load_configured_data
 from deeprep.probe import analyze
-from deeprep.run.defaults import describe_defaults, resolve
+from deeprep.run.defaults import resolve
 from deeprep.run.job import Job, parallel, pin, prepare, prepare_device, restore
 from deeprep.run.record import Checkpoint, Measurement, RunDirectory
 from deeprep.run.settings import Settings
@@ -49,7 +46,7 @@ from deeprep.run.train import (
     train,
 )
 
-__all__ = ["RunStopped", "main", "run"]
+__all__ = ["RunStopped", "run"]
 
 _CHECKPOINT_SECONDS = 20.0
 _ECHO_SECONDS = 5.0  # torchrun passes on to its processes the Ctrl-C that they got already
@@ -61,57 +58,6 @@ class RunStopped(Exception):  # noqa: N818  it is no error: the run can go on
     def __init__(self, signal_number: int, directory: Path) -> None:
         super().__init__(f"stopped; continue with: python -m deeprep.run --resume {directory}")
         self.signal_number = signal_number
-
-
-@dataclass(frozen=True)
-class _CommandLine(Settings):
-    resume: Path | None = None
-    """Continue the stopped run in this directory, with the settings in its config.json. Takes no
-    other flag."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for an error, 128 + n if signal n came."""
-    about = "Train a network and measure, layer by layer, how it compresses and discriminates."
-    command = tyro.cli(
-        _CommandLine,
-        prog="python -m deeprep.run",
-        description=f"{about}\n\n{describe_defaults()}",
-        args=arguments,
-    )
-    settings = Settings(**{each.name: getattr(command, each.name) for each in fields(Settings)})
-    with joined() as ranks:
-        return _main(settings, command.resume, ranks)
-
-
-def _main(settings: Settings, resume: Path | None, ranks: Ranks | None) -> int:
-    console, first = Console(), ranks is None or ranks.rank == 0
-
-    def start() -> Settings | RunDirectory:
-        if resume is None:
-            return settings
-        if settings != Settings():
-            raise ValueError(
-                "resume is given with other flags, expected it alone: its config.json has the "
-                "settings"
-            )
-        return RunDirectory.open(resume)
-
-    try:
-        run(together(ranks, start), console)
-    except OtherRankError:
-        return 1  # the one that failed says why
-    except (ValueError, OSError, NonFiniteLossError, RankLostError) as error:
-        if first or not isinstance(error, NonFiniteLossError):  # which all have
-            print_error(error)
-        return 1
-    except RunStopped as stopped:
-        if first:
-            console.print(f"\n{escape(str(stopped))}", soft_wrap=True, highlight=False)
-        return 128 + stopped.signal_number
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
 
 
 def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDirectory:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from deeprep.base.console import print_error
+from deeprep.base.flags import given_fields, parse_flags
 from deeprep.base.validate import require
-from deeprep.run.defaults import describe_defaults
 from deeprep.run.settings import Settings, from_dict
+from deeprep.run.show import explain, show_defaults, show_settings
 from deeprep.sweep.drive import drive, local_launcher, locked
-from deeprep.sweep.grid import Run, make_runs, parse_axis, parse_seeds
+from deeprep.sweep.grid import Run, axis_field, make_runs, parse_axis, parse_seeds
 from deeprep.sweep.results import collect, figure, table, write_csv
 from deeprep.sweep.runs import SweepDirectory
 from deeprep.sweep.slurm import parse_slurm_options, slurm_launcher
@@ -26,23 +26,25 @@ from deeprep.sweep.slurm import parse_slurm_options, slurm_launcher
 __all__ = ["main"]
 
 _ABOUT = """Run `python -m deeprep.run` for every combination of some values of its flags and for
-every seed, and put together what they show: a table and a figure, mean and spread over the seeds.
+every seed, and put the results side by side: a table and a figure, mean and spread over the seeds.
 
-All flags of run are taken and hold for all runs; those in a --grid take several values in turn.
+A --grid gives a flag of run several values; all other flags of run hold for every run.
+--show-settings prints what they come to.
 
 Examples:
   python -m deeprep.sweep runs/depth --grid depth=4,6,8 --seeds 0..4
-  python -m deeprep.sweep runs/scale --grid depth=4,6 --grid init-scale=0.1,0.3 --seeds 0,1
-      --jobs 4 --arch linear --dataset orthogonal --epochs 2000
-  python -m deeprep.sweep runs/depth                 (goes on with the first one)
-  python -m deeprep.sweep runs/vision --grid arch=resnet18,resnet34 --dataset cifar10
-      --executor slurm --slurm time=240 --slurm gpus_per_node=1 --slurm partition=gpu
+  python -m deeprep.sweep runs/scale --grid depth=4,6 --grid init-scale=0.1,0.3
+      --seeds 0,1 --jobs 4 --arch linear --dataset orthogonal --epochs 2000
+  python -m deeprep.sweep runs/depth              (continues the first one)
+  python -m deeprep.sweep runs/vision --grid arch=resnet18,resnet34
+      --dataset cifar10 --executor slurm --slurm time=240
+      --slurm gpus_per_node=1 --slurm partition=gpu
 
 Ctrl-C stops the runs at the end of their epoch. The same command again, or DIRECTORY alone, skips
-the finished runs and goes on with the stopped ones; a larger grid or more seeds add runs. A run
-that fails does not stop the others; the exit status is then 1."""
+the finished runs and continues the stopped ones; a larger grid or more seeds add runs. A run that
+fails does not stop the others; the exit status is then 1."""
 
-_Flag = Annotated[bool, FlagCreatePairsOff]
+_Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,13 @@ class _CommandLine(Settings):
     """How many runs at a time; on this machine they share its cores, and take turns on its GPUs."""
 
     retry_failed: _Flag = False
-    """Go on with failed runs, too."""
+    """Continue failed runs, too."""
 
     dry_run: _Flag = False
     """Check everything, list the runs, and start none."""
+
+    show_settings: _Flag = False
+    """Print the table of defaults and every setting that the runs come to, and why; start none."""
 
     executor: Literal["local", "slurm"] = "local"
     """Where runs go: processes on this machine, or jobs of a Slurm cluster (pip install
@@ -81,19 +86,17 @@ def main(arguments: list[str] | None = None) -> int:
     -------
     The exit status: 0, 1 for an error or a run that failed or cannot be, 128 + n if signal n came.
     """
-    about = f"{_ABOUT}\n\n{describe_defaults()}"
-    command = tyro.cli(
-        _CommandLine, prog="python -m deeprep.sweep", description=about, args=arguments
-    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = parse_flags(_CommandLine, "python -m deeprep.sweep", _ABOUT, arguments)
     console = Console()
     try:
-        return _main(command, console)
+        return _main(command, given_fields(arguments), console)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print_error(error)
         return 1
 
 
-def _main(command: _CommandLine, console: Console) -> int:
+def _main(command: _CommandLine, given: set[str], console: Console) -> int:
     require("jobs", command.jobs, command.jobs >= 1, ">= 1")
     options = parse_slurm_options(command.slurm)
     wanted = command.executor == "slurm" or not options
@@ -103,6 +106,9 @@ def _main(command: _CommandLine, console: Console) -> int:
     runs = make_runs(base, [parse_axis(text) for text in grid], parse_seeds(seeds))
     if all(run.invalid for run in runs):
         raise ValueError(f"no run of the grid can be: {runs[0].invalid}")
+    if command.show_settings:
+        _show(sweep, runs, given, console)
+        return 0
     for run in runs:
         sweep.check_settings(run)
     todo = _select(sweep, runs, retry_failed=command.retry_failed)
@@ -140,6 +146,22 @@ def _definition(command: _CommandLine, sweep: SweepDirectory) -> tuple[Settings,
             "either, a sweep goes on as its sweep.json says"
         )
     return from_dict(content["base"]), content["grid"], content["seeds"]
+
+
+def _show(sweep: SweepDirectory, runs: list[Run], given: set[str], console: Console) -> None:
+    """Print what would be run."""
+    explained = []
+    for run in (run for run in runs if not run.invalid):
+        place = replace(run.settings.run, runs_dir=sweep.path / "runs", name=run.name)
+        swept = (axis_field(flag) for flag in run.values)
+        sources = {
+            **dict.fromkeys(given, "given"),
+            **dict.fromkeys(swept, "--grid"),
+            **{"seed": "--seeds", "runs_dir": "DIRECTORY", "name": "its values"},
+        }
+        explained.append(explain(replace(run.settings, run=place), sources))
+    show_defaults(console)
+    show_settings(explained, console)
 
 
 def _select(sweep: SweepDirectory, runs: list[Run], *, retry_failed: bool) -> list[Run]:

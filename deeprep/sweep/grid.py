@@ -84,6 +84,15 @@ _FORMER_FIELDS = {
 }
 
 
+def axis_field(flag: str) -> str:
+    """Return the name of the setting that a flag of a grid stands for.
+
+    >>> axis_field("init-scale")
+    'init_scale'
+    """
+    return _field(flag)[1]
+
+
 def parse_axis(text: str) -> Axis:
     """Read FLAG=VALUE,VALUE,...; parts of one value, such as several classes, by spaces.
 

@@ -4,7 +4,7 @@ import pytest
 
 from deeprep.data import DataSettings
 from deeprep.models import ModelSettings
-from deeprep.run.defaults import DEFAULTS, describe_defaults, resolve
+from deeprep.run.defaults import resolve
 from deeprep.run.settings import OptimizationSettings, Settings
 
 
@@ -81,9 +81,3 @@ def test_settings_without_meaning_stay_open():
 def test_flags_without_effect_are_refused_by_name(settings, name):
     with pytest.raises(ValueError, match=f"^{name} is .*expected "):
         resolve(settings)
-
-
-def test_help_lists_every_default():
-    text = describe_defaults()
-    assert len(text.splitlines()) == 1 + len(DEFAULTS)
-    assert "linear on orthogonal (the paper's figure 4a): --depth 6 --init-scale 0.3" in text

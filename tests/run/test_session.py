@@ -286,11 +286,3 @@ def test_a_gpu_is_used_only_if_the_core_can_measure_on_it(tmp_path, monkeypatch)
         ValueError, match=r"device is .*expected cpu or auto where the compiled core was"
     ):
         run(replace(settings, run=replace(settings.run, device="cuda")))
-
-
-def test_help_documents_flags_and_defaults(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    printed = capsys.readouterr().out
-    for text in ("--arch", "model options", "--lr", "--resume", "figure 4a", "--samples-per-class"):
-        assert text in printed

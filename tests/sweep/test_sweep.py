@@ -191,6 +191,37 @@ def test_damaged_files_are_named(tmp_path, in_process, capsys, name, damaged, me
     assert in_process == []
 
 
+def test_settings_of_all_runs_are_shown_and_none_starts(tmp_path, in_process, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    grid = ["--grid", "depth=3,4", "--grid", "arch=linear,mlp", "--seeds", "0..9"]
+    assert sweep(tmp_path / "s", *grid, "--show-settings", "--lr", "0.5") == 0
+    printed = capsys.readouterr().out
+    cells = [line.split("  ") for line in printed.splitlines()]
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in cells]
+    for row in (
+        ["--arch", "linear, mlp", "--grid"],
+        ["--depth", "3, 4", "--grid"],
+        ["--init-scale", "0.3, 0.1", "row 4, row 2"],
+        ["--lr", "0.5", "given"],
+        ["--seed", "0, 1, 2, 3, 4, 5, ... (10 in all)", "--seeds"],
+        ["--width", "256", "row 6"],
+    ):
+        assert row in rows
+    assert "the paper's figure 4a" in printed
+    assert not (tmp_path / "s").exists()
+    assert in_process == []
+
+
+def test_help_shows_the_flags_and_no_table(capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["--help"])
+    printed = capsys.readouterr().out
+    for text in ("--grid FLAG=VALUE,VALUE,...", "--show-settings", "--samples-per-class"):
+        assert text in printed
+    assert "figure 4a" not in printed
+    assert "default: None" not in printed
+
+
 def test_a_dry_run_writes_nothing(tmp_path, in_process, capsys):
     assert sweep(tmp_path / "s", "--grid", "depth=3,4", "--dry-run", *SMALL) == 0
     assert "depth=4,seed=0 new" in " ".join(capsys.readouterr().out.split())
