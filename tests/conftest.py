@@ -58,7 +58,7 @@ def run_ranks(monkeypatch, tmp_path):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(600)  # on a machine with much else to do a minute was too short
         return [process.exitcode for process in processes], results
 
     return run

@@ -24,6 +24,10 @@ from deeprep.run.record import RunDirectory
 from deeprep.run.settings import MeasurementSettings, OptimizationSettings, RunSettings, Settings
 from deeprep.run.train import NonFiniteLossError
 
+# Seconds until something that hangs is given up. Where many tests share few cores, the imports of
+# three processes alone have taken more than a minute.
+_PATIENCE = 600
+
 
 @pytest.fixture(autouse=True)
 def _keep_threads(restore_threads):
@@ -172,7 +176,7 @@ def _train(rank, size, store, failures, folder):
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=_PATIENCE),
     )
     for name in ("plot_compression", "plot_discrimination", "plot_evolution"):
         setattr(plots, name, lambda report, path: path.touch())
@@ -216,7 +220,7 @@ def test_torchrun_needs_no_other_command(tmp_path):
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=_PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
