@@ -45,8 +45,8 @@ def prepare_device(settings: Settings, ranks: Ranks | None) -> torch.device:
     return torch.device("cuda", number)
 
 
-def pin(settings: Settings, device: torch.device) -> Settings:
-    """Return settings that mean the same when the run goes on: there, later, in another directory.
+def pin_settings(settings: Settings, device: torch.device) -> Settings:
+    """Return settings under which the run goes on to the same bits, from whatever directory.
 
     The number of threads is among them because the last bits of a sum depend on it.
     """
@@ -64,12 +64,43 @@ def pin(settings: Settings, device: torch.device) -> Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and what it is measured on: of many processes, this one's part."""
+    """What is trained, how, on what, and what it is measured on.
+
+    Attributes
+    ----------
+    model, optimizer
+        The same in each of many processes.
+    batches
+        What it is trained on, of which this process takes its part.
+    measured
+        The same samples in order; of many processes, the part of this one.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     batches: Batches
     measured: Batches
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put the weights and the optimiser's state of a checkpoint in place.
+
+        Raises
+        ------
+        ValueError
+            It is of another network, or of another optimiser.
+        """
+        own, kept = self.model.state_dict(), checkpoint.model
+        for name in own | kept:
+            found, wanted = _shape(kept.get(name)), _shape(own.get(name))
+            require(f"its {name}", found, found == wanted, f"{wanted} for this network")
+        self.model.load_state_dict(kept)
+        options = self.optimizer.param_groups[0].keys()
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"its optimizer is of another run ({error})") from error
+        missing = ", ".join(sorted(options - self.optimizer.param_groups[0].keys()))
+        require("its optimizer", f"without {missing}", not missing, "the kind that this run has")
 
 
 def prepare(settings: Settings, data: Data, device: torch.device, ranks: Ranks | None) -> Job:
@@ -111,35 +142,13 @@ def prepare(settings: Settings, data: Data, device: torch.device, ranks: Ranks |
     return Job(model, make_optimizer(model, optimization), batches, measured)
 
 
-def restore(job: Job, checkpoint: Checkpoint) -> None:
-    """Put the weights and the optimiser's state of a checkpoint in place.
-
-    Raises
-    ------
-    ValueError
-        It is of another network, or of another optimiser.
-    """
-    own, kept = job.model.state_dict(), checkpoint.model
-    for name in own | kept:
-        shapes = [_shape(state.get(name)) for state in (kept, own)]
-        require(f"its {name}", shapes[0], shapes[0] == shapes[1], f"{shapes[1]} for this network")
-    job.model.load_state_dict(kept)
-    options = job.optimizer.param_groups[0].keys()
-    try:
-        job.optimizer.load_state_dict(checkpoint.optimizer)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"its optimizer is of another run ({error})") from error
-    missing = ", ".join(sorted(options - job.optimizer.param_groups[0].keys()))
-    require("its optimizer", f"without {missing}", not missing, "the kind that this run has")
-
-
 def _shape(value: Any) -> str:
     if value is None:
         return "missing"
     return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
 
 
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return what all processes train together, the model's own parameters in it; collective."""
+def wrap_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model, wrapped so that all processes train it together; collective."""
     device_ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)

@@ -36,15 +36,10 @@ from deeprep.base.validate import chosen, require
 from deeprep.data import Data, load_configured_data
 from deeprep.probe import analyze
 from deeprep.run.defaults import resolve
-from deeprep.run.job import Job, parallel, pin, prepare, prepare_device, restore
+from deeprep.run.job import Job, pin_settings, prepare, prepare_device, wrap_parallel
 from deeprep.run.record import Checkpoint, Measurement, RunDirectory
 from deeprep.run.settings import Settings
-from deeprep.run.train import (
-    NonFiniteLossError,
-    evaluate,
-    measurement_epochs,
-    train,
-)
+from deeprep.run.train import NonFiniteLossError, evaluate, measurement_epochs, train
 
 __all__ = ["RunStopped", "run"]
 
@@ -97,7 +92,26 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
 
 
 def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) -> RunDirectory:
-    first = ranks is None or ranks.rank == 0
+    """Run in this process, with the others of `ranks` if there are any."""
+    session = _open_session(start, console, ranks)
+    directory = session.directory
+    checkpoint = together(ranks, session.restore)
+    begin = -1 if checkpoint is None else checkpoint.epoch
+    together(ranks, lambda: directory.forget_after(begin) if session.first else None)
+    console.print(session.description(), soft_wrap=True, highlight=False)
+    stopped = session.train(checkpoint)
+    files = together(ranks, lambda: directory.write_summaries() if session.first else [])
+    if session.first:
+        _print_results(directory, files, console)
+    if stopped:
+        raise RunStopped(stopped, directory.path)
+    return directory
+
+
+def _open_session(
+    start: Settings | RunDirectory, console: Console, ranks: Ranks | None
+) -> _Session:
+    """Return all that a run works with; what cannot be run leaves no directory behind."""
     settings = together(
         ranks, lambda: start.settings() if isinstance(start, RunDirectory) else resolve(start)
     )
@@ -110,84 +124,8 @@ def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) 
         ranks, lambda: load_configured_data(settings.data, settings.run.seed), in_turn=True
     )
     job = together(ranks, lambda: prepare(settings, data, device, ranks))
-    model, optimization = job.model, settings.optimization
     directory = _open_directory(start, settings, device, ranks)
-    checkpoint = together(ranks, lambda: _restored(directory, job, chosen(optimization.epochs)))
-    first_epoch = 1 if checkpoint is None else checkpoint.epoch + 1
-    if first:
-        directory.forget_after(-1 if checkpoint is None else checkpoint.epoch)
-    console.print(
-        _describe(settings, data, device, directory, ranks), soft_wrap=True, highlight=False
-    )
-
-    def measure(epoch: int) -> None:
-        loss, accuracy = evaluate(model, job.measured, optimization, ranks)
-        report = analyze(
-            model,
-            job.measured,
-            data.num_classes,
-            reduce=settings.measurement.reduce,
-            full="auto",
-            accuracy=True,
-            weighting=settings.measurement.weighting,
-            all_reduce=ranks is not None,
-        )
-        measurement = Measurement(epoch, loss, accuracy, report)
-        together(ranks, lambda: directory.add_measurement(measurement) if first else None)
-        console.print(
-            f"epoch {epoch:5d}  loss {loss:.4g}  accuracy {accuracy:.2%}", highlight=False
-        )
-
-    def save(epoch: int, finished: bool) -> None:
-        if first:
-            state = Checkpoint(epoch, finished, model.state_dict(), job.optimizer.state_dict())
-            directory.save_checkpoint(state)
-
-    epochs = chosen(optimization.epochs)
-    schedule = measurement_epochs(epochs, settings.measurement.measurements)
-    with (
-        _name_directory(directory),
-        _stop_requests(_ECHO_SECONDS if ranks is not None else 0.0) as request,
-        _progress_bar(console) as progress,
-    ):
-        task = progress.add_task(
-            "", total=epochs, completed=first_epoch - 1, loss=0.0, accuracy=0.0
-        )
-        if checkpoint is None:
-            measure(0)
-            save(0, finished=False)
-        saved_at = time.monotonic()
-        finished = checkpoint is not None and checkpoint.finished
-        remaining = train(
-            model if ranks is None else parallel(model, device),
-            job.optimizer,
-            job.batches,
-            optimization,
-            seed=settings.run.seed,
-            first_epoch=first_epoch,
-            ranks=ranks,
-        )
-        stopped = request.agreed(ranks)
-        while not finished and not stopped:
-            result = next(remaining)
-            finished = result.finished
-            progress.update(
-                task, completed=result.epoch, loss=result.loss, accuracy=result.accuracy
-            )
-            due = finished or result.epoch in schedule
-            if due:
-                measure(result.epoch)
-            stopped = request.agreed(ranks)
-            if due or stopped or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
-                save(result.epoch, finished)
-                saved_at = time.monotonic()
-
-    files = together(ranks, lambda: directory.write_summaries() if first else [])
-    if first:
-        _print_results(directory, files, console)
-    if not finished and stopped:
-        raise RunStopped(stopped, directory.path)
-    return directory
+    return _Session(settings, data, device, job, directory, console, ranks)
 
 
 def _open_directory(
@@ -196,47 +134,141 @@ def _open_directory(
     """Return the directory to go on in, or a new one, which the first process makes."""
     if isinstance(start, RunDirectory):
         return start
+    pinned = pin_settings(settings, device)
     if ranks is None:
-        return RunDirectory.create(pin(settings, device), device)
-    made = together(
-        ranks, lambda: None if ranks.rank else RunDirectory.create(pin(settings, device), device)
-    )
+        return RunDirectory.create(pinned, device)
+    made = together(ranks, lambda: None if ranks.rank else RunDirectory.create(pinned, device))
     path: Path = ranks.gather(made and made.path)[0]
     return made or RunDirectory(path)
 
 
-def _restored(directory: RunDirectory, job: Job, epochs: int) -> Checkpoint | None:
-    """Return the checkpoint to go on from, its state in place; None where there is none."""
-    checkpoint = directory.load_checkpoint()
-    if checkpoint is None:
-        return None
-    path, epoch = directory.checkpoint_path, checkpoint.epoch
-    try:
+@dataclass(frozen=True)
+class _Session:
+    """A run under way in this process; of many processes, each has one."""
+
+    settings: Settings
+    data: Data
+    device: torch.device
+    job: Job
+    directory: RunDirectory
+    console: Console
+    ranks: Ranks | None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.ranks is None or self.ranks.rank == 0
+
+    def description(self) -> str:
+        """Say in a line what is trained, on what, where, and into which directory."""
+        data, device, ranks = self.data, self.device, self.ranks
+        samples = (
+            f"{len(data.labels)} samples of shape {data.input_shape} in {data.num_classes} classes"
+        )
+        place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        place += f" in each of {ranks.size} processes" if ranks is not None else ""
+        arch, path = self.settings.model.arch, self.directory.path
+        return f"{arch} on {data.name} ({samples}), {place}, into {path}"
+
+    def restore(self) -> Checkpoint | None:
+        """Put the state of the last checkpoint in place and return it; None where there is none.
+
+        Raises
+        ------
+        ValueError
+            It cannot be read, or does not fit the settings or the measurements.
+        """
+        directory, checkpoint = self.directory, self.directory.load_checkpoint()
+        if checkpoint is None:
+            return None
+        path, epoch = directory.checkpoint_path, checkpoint.epoch
+        epochs = chosen(self.settings.optimization.epochs)
         last = epochs if checkpoint.finished else epochs - 1
-        require("its epoch", epoch, 0 <= epoch <= last, f"in 0..{last} for this run")
-        restore(job, checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{path} does not fit config.json: {error}") from None
-    if not any(measured.epoch <= epoch for measured in directory.measurements):
-        metrics = directory.path / "metrics.jsonl"
-        wanted = f"one of epoch 0 at least, as {path} is of epoch {epoch}"
-        raise ValueError(f"{metrics} is without measurements, expected {wanted}")
-    return checkpoint
+        try:
+            require("its epoch", epoch, 0 <= epoch <= last, f"in 0..{last} for this run")
+            self.job.restore(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit config.json: {error}") from None
+        if not any(measured.epoch <= epoch for measured in directory.measurements):
+            metrics = directory.path / "metrics.jsonl"
+            wanted = f"one of epoch 0 at least, as {path} is of epoch {epoch}"
+            raise ValueError(f"{metrics} is without measurements, expected {wanted}")
+        return checkpoint
 
+    def train(self, checkpoint: Checkpoint | None) -> int:
+        """Train from a checkpoint, or from the start, to the end or to a signal.
 
-def _describe(
-    settings: Settings,
-    data: Data,
-    device: torch.device,
-    directory: RunDirectory,
-    ranks: Ranks | None,
-) -> str:
-    samples = (
-        f"{len(data.labels)} samples of shape {data.input_shape} in {data.num_classes} classes"
-    )
-    place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
-    place += f" in each of {ranks.size} processes" if ranks is not None else ""
-    return f"{settings.model.arch} on {data.name} ({samples}), {place}, into {directory.path}"
+        Returns
+        -------
+        The signal that stopped it before the end; 0 for none.
+        """
+        ranks, optimization = self.ranks, self.settings.optimization
+        epochs = chosen(optimization.epochs)
+        schedule = measurement_epochs(epochs, self.settings.measurement.measurements)
+        first_epoch = 1 if checkpoint is None else checkpoint.epoch + 1
+        with (
+            _name_directory(self.directory),
+            _stop_requests(_ECHO_SECONDS if ranks is not None else 0.0) as request,
+            _progress_bar(self.console) as progress,
+        ):
+            task = progress.add_task(
+                "", total=epochs, completed=first_epoch - 1, loss=0.0, accuracy=0.0
+            )
+            if checkpoint is None:
+                self._measure(0)
+                self._save(0, finished=False)
+            saved_at = time.monotonic()
+            finished = checkpoint is not None and checkpoint.finished
+            remaining = train(
+                self.job.model if ranks is None else wrap_parallel(self.job.model, self.device),
+                self.job.optimizer,
+                self.job.batches,
+                optimization,
+                seed=self.settings.run.seed,
+                first_epoch=first_epoch,
+                ranks=ranks,
+            )
+            stopped = request.agreed(ranks)
+            while not finished and not stopped:
+                result = next(remaining)
+                finished = result.finished
+                progress.update(
+                    task, completed=result.epoch, loss=result.loss, accuracy=result.accuracy
+                )
+                due = finished or result.epoch in schedule
+                if due:
+                    self._measure(result.epoch)
+                stopped = request.agreed(ranks)
+                if due or stopped or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                    self._save(result.epoch, finished)
+                    saved_at = time.monotonic()
+        return 0 if finished else stopped
+
+    def _measure(self, epoch: int) -> None:
+        """Measure the model and add a line to the record and to the screen."""
+        model, measured, ranks = self.job.model, self.job.measured, self.ranks
+        loss, accuracy = evaluate(model, measured, self.settings.optimization, ranks)
+        report = analyze(
+            model,
+            measured,
+            self.data.num_classes,
+            reduce=self.settings.measurement.reduce,
+            full="auto",
+            accuracy=True,
+            weighting=self.settings.measurement.weighting,
+            all_reduce=ranks is not None,
+        )
+        measurement = Measurement(epoch, loss, accuracy, report)
+        directory = self.directory
+        together(ranks, lambda: directory.add_measurement(measurement) if self.first else None)
+        self.console.print(
+            f"epoch {epoch:5d}  loss {loss:.4g}  accuracy {accuracy:.2%}", highlight=False
+        )
+
+    def _save(self, epoch: int, finished: bool) -> None:
+        if self.first:
+            model, optimizer = self.job.model.state_dict(), self.job.optimizer.state_dict()
+            self.directory.save_checkpoint(Checkpoint(epoch, finished, model, optimizer))
 
 
 def _progress_bar(console: Console) -> Progress:
