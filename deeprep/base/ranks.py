@@ -1,4 +1,4 @@
-"""The processes of a torch.distributed group, and what becomes of those that do not come."""
+"""The processes of a torch.distributed group, and errors that say which of them are missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 
 class RankLostError(RuntimeError):
-    """A process of the group did not come to a collective operation, or died in it."""
+    """A process of the group did not join a collective operation, or died during it."""
 
 
 class Ranks(NamedTuple):
@@ -43,12 +43,12 @@ class Ranks(NamedTuple):
         return cls(call, group, rank, distributed.get_world_size(group))
 
     def share(self, rank: int, num_classes: int) -> tuple[int, int]:
-        """Return the classes [begin, end) that a rank answers for."""
+        """Return the classes [begin, end) that are a rank's share."""
         return num_classes * rank // self.size, num_classes * (rank + 1) // self.size
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Say in torch's error of a collective operation within which call it was lost."""
+        """Name the call in torch's error of a collective operation that lost a process."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -62,7 +62,7 @@ class Ranks(NamedTuple):
     def gather(self, value: Any) -> list[Any]:
         """Return the values (small, picklable) of all ranks, to all of them.
 
-        Whoever does not come is named by gloo, on rank 0, within the timeout of the group.
+        On rank 0, gloo names those that are missing, within the timeout of the group.
         """
         values: list[Any] = [None] * self.size
         with self.watch():
@@ -98,19 +98,19 @@ class Ranks(NamedTuple):
         return "cpu" if "cpu" in self._backends() else "cuda"
 
     def _backends(self) -> dict[str, str]:
-        """Return, of each type of device, what moves its tensors: {"cpu": "gloo"}."""
+        """Return what moves the tensors of each type of device: {"cpu": "gloo"}."""
         config = distributed.get_backend_config(self.group)
         return dict(entry.split(":") for entry in config.split(","))
 
     def transport(self, device_type: str) -> torch.device:
-        """Return where tensors on such a device must be for the group to move them."""
+        """Return the device that such tensors must be on for the group to move them."""
         backends = self._backends()
         if device_type not in backends:
             raise ValueError(
                 f"a state is on {device_type}, expected {' or '.join(backends)}, which is what "
                 "the backend of the group can move"
             )
-        # gloo moves some tensors of some accelerators: over the host it moves all.
+        # gloo moves only some tensors of some accelerators itself, but all of them over the host.
         return torch.device("cpu" if backends[device_type] == "gloo" else device_type)
 
 
@@ -121,6 +121,6 @@ def _gloo_timeout(group: Any) -> timedelta | None:
     group = distributed.group.WORLD if group is None else group
     try:
         timeout: timedelta = group._get_backend(torch.device("cpu")).options._timeout
-    except (AttributeError, RuntimeError):  # of no public interface, so some torch may lack it
+    except (AttributeError, RuntimeError):  # not a public interface: another torch may lack it
         return None
     return timeout

@@ -27,7 +27,7 @@ def local_rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[Ranks | None]:
-    """Join the processes that torchrun started, or that are joined already; None for one alone.
+    """Join the processes that torchrun started, unless they have joined; None for a single one.
 
     Tensors on the host travel by gloo, those on a GPU by nccl. The group is left on exit if it was
     joined here.
@@ -58,7 +58,7 @@ def together(ranks: Ranks | None, action: Callable[[], T], *, in_turn: bool = Fa
     Parameters
     ----------
     in_turn
-        First in one process of each machine, then in the others: a download is for all.
+        First in one process of each machine, then in the others: one download serves them all.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def together(ranks: Ranks | None, action: Callable[[], T], *, in_turn: bool = Fa
         if turn is None or turn == (local_rank() == 0):
             try:
                 results.append(action())
-            except Exception as raised:  # whatever it is, the others must not wait for this one
+            except Exception as raised:  # of any kind: the others must not wait for this process
                 error = raised
         messages: list[str | None] = ranks.gather(None if error is None else str(error))
         failed = [rank for rank, message in enumerate(messages) if message is not None]

@@ -84,7 +84,7 @@ def _start(command: _CommandLine) -> Settings | RunDirectory:
         return settings
     if settings != Settings():
         raise ValueError(
-            "resume is given with other flags, expected it alone: its config.json has the settings"
+            "resume is given with other flags, expected alone: the settings are in its config.json"
         )
     return RunDirectory.open(command.resume)
 

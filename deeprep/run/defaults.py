@@ -209,22 +209,22 @@ def _check_applicable(settings: Settings) -> None:
         for name in (*_STACK_FIELDS, "batch_norm", "bias"):
             given = getattr(model, name)
             unset = given == getattr(default, name)
-            require(name, given, unset, f"it left out: it has no meaning for arch {model.arch}")
+            require(name, given, unset, f"to be left out: it has no meaning for arch {model.arch}")
     if model.arch in ("linear", "mlp"):
         unset = model.linear_layers is None
-        require("linear_layers", model.linear_layers, unset, "it left out unless arch is hybrid")
+        require("linear_layers", model.linear_layers, unset, "to be left out unless arch is hybrid")
     if model.init == "default":
         unset = model.init_scale is None
-        require("init_scale", model.init_scale, unset, "it left out when init is default")
+        require("init_scale", model.init_scale, unset, "to be left out when init is default")
     if optimization.optimizer == "adam":
         unset = optimization.momentum is None
-        require("momentum", optimization.momentum, unset, "it left out when optimizer is adam")
+        require("momentum", optimization.momentum, unset, "to be left out when optimizer is adam")
     if optimization.loss == "cross-entropy":
         unset = optimization.alpha is None
-        require("alpha", optimization.alpha, unset, "it left out when loss is cross-entropy")
+        require("alpha", optimization.alpha, unset, "to be left out when loss is cross-entropy")
     if optimization.schedule == "constant":
         fraction = optimization.final_lr_fraction
-        wanted = "it left out when schedule is constant"
+        wanted = "to be left out when schedule is constant"
         require("final_lr_fraction", fraction, fraction is None, wanted)
     if data.dataset == "image-folder":
         require("data_dir", data.data_dir, data.data_dir is not None, "a folder for image-folder")

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a directory that says how it was made, and from which it can go on.
+"""The directory that a run leaves: how it was made, what it measured, how to continue it.
 
 config.json          settings, versions, commit, device, threads, processes, how the core was built
 metrics.jsonl        one line per measurement: epoch, loss, accuracy, report

@@ -72,7 +72,7 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
         Settings that do not fit together or do not fit the data; a directory to continue whose
         files are damaged or do not fit one another.
     FileNotFoundError
-        A data set that is nowhere.
+        The files of the data set are not found.
     FileExistsError
         The named run directory exists.
     OSError
@@ -310,7 +310,7 @@ class _Request:
     """The signal that asks this process to stop; 0 if none has come."""
 
     signal_number: int = 0
-    until: float = 0.0  # when another one counts as a second one
+    until: float = 0.0  # until then, another one counts as the same
 
     def agreed(self, ranks: Ranks | None) -> int:
         """Return the signal that any process has got; 0 for none."""
@@ -321,7 +321,7 @@ class _Request:
 def _stop_requests(echo_seconds: float) -> Iterator[_Request]:
     """Note the first SIGINT or SIGTERM and go on; a second raises KeyboardInterrupt.
 
-    One that comes within the echo of the first is taken for the same.
+    One within `echo_seconds` of the first counts as the same.
     """
     request = _Request()
 

@@ -89,7 +89,7 @@ def train(
     ranks
         The processes that train it together, each with the model in DistributedDataParallel and
         its part of the batches. Gradients, losses and accuracies are those of the whole batches,
-        so all is as it would be with one process up to rounding; but what a model draws (dropout)
+        so up to rounding the result is that of one process; but what a model draws (dropout)
         differs, and so do the statistics of BatchNorm where each process takes its own.
 
     Raises

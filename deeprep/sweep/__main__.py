@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns
     -------
-    The exit status: 0, 1 for an error or a run that failed or cannot be, 128 + n if signal n came.
+    The exit status: 0, 1 for an error or a run that failed or is invalid, 128 + n after signal n.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parse_flags(_CommandLine, "python -m deeprep.sweep", _ABOUT, arguments)
@@ -100,12 +100,12 @@ def _main(command: _CommandLine, given: set[str], console: Console) -> int:
     require("jobs", command.jobs, command.jobs >= 1, ">= 1")
     options = parse_slurm_options(command.slurm)
     wanted = command.executor == "slurm" or not options
-    require("slurm", " ".join(command.slurm), wanted, "it left out unless --executor is slurm")
+    require("slurm", " ".join(command.slurm), wanted, "to be left out unless --executor is slurm")
     sweep = SweepDirectory(command.directory)
     base, grid, seeds = _definition(command, sweep)
     runs = make_runs(base, [parse_axis(text) for text in grid], parse_seeds(seeds))
     if all(run.invalid for run in runs):
-        raise ValueError(f"no run of the grid can be: {runs[0].invalid}")
+        raise ValueError(f"no run of the grid is possible: {runs[0].invalid}")
     if command.show_settings:
         _show(sweep, runs, given, console)
         return 0
@@ -142,8 +142,8 @@ def _definition(command: _CommandLine, sweep: SweepDirectory) -> tuple[Settings,
     content = sweep.read()
     if base != Settings():
         raise ValueError(
-            "grid and seeds are left out, expected one of them beside flags of run; without "
-            "either, a sweep goes on as its sweep.json says"
+            "grid and seeds are left out, expected one of them beside flags of run; without flags "
+            "a sweep continues as its sweep.json says"
         )
     return from_dict(content["base"]), content["grid"], content["seeds"]
 

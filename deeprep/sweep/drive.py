@@ -1,4 +1,4 @@
-"""Doing many runs: some at a time, in processes of their own, until they end or are to stop."""
+"""Work through many runs, some at a time, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Launched(Protocol):
         """Ask it to stop, the first time at the end of the epoch."""
 
     def why(self) -> str:
-        """Say why it has ended, where it could not say so itself."""
+        """Say how it ended, where it left no outcome."""
 
 
 class LocalProcess:
@@ -80,7 +80,7 @@ class LocalProcess:
 
 
 def local_launcher(sweep: SweepDirectory, jobs: int) -> Callable[[str], Launched]:
-    """Return what starts a run on this machine, with its share of the cores and one of the GPUs."""
+    """Return a function that starts a run here, with its share of the cores and one of the GPUs."""
     environment = {}
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // jobs))
@@ -108,8 +108,8 @@ def drive(
 ) -> int:
     """Do the runs of these names, at most `jobs` at a time; each leaves an outcome.
 
-    The first signal asks those under way to stop at the end of their epoch and starts no more; the
-    second asks to stop at once, the third kills.
+    After the first signal no more are started, and those under way are asked to stop at the end of
+    their epoch; the second asks them to stop at once, the third kills them.
 
     Returns
     -------
@@ -160,14 +160,14 @@ _held: list[IO[bytes]] = []  # locks that the processes started here hold too
 
 @contextmanager
 def locked(sweep: SweepDirectory) -> Iterator[None]:
-    """Hold the sweep's directory: neither another sweep nor its runs may be at work in it.
+    """Lock the sweep's directory, so that no other sweep, and no run of one, works in it.
 
-    The runs hold it too, so runs that outlive a killed sweep are not started a second time.
+    The runs hold the lock too, so runs that outlive a killed sweep are not started a second time.
 
     Raises
     ------
     ValueError
-        Another process holds it.
+        Another process has locked it.
     """
     try:
         import fcntl
@@ -180,8 +180,8 @@ def locked(sweep: SweepDirectory) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(
-                f"DIRECTORY is {sweep.path}, where a sweep or some of its runs are at work, "
-                "expected one at rest"
+                f"DIRECTORY is {sweep.path}, in use by a sweep or by some of its runs, expected "
+                "one that nothing runs in"
             ) from None
         _held.append(lock)
         try:

@@ -19,9 +19,9 @@ from deeprep.run.settings import FORMER_NAMES, Settings
 
 # Why a flag of run cannot be in a grid, or on the command line of a sweep.
 NOT_SWEPT = {
-    "seed": "it given as --seeds, such as 0..4",
-    "runs-dir": "it left out: runs go to DIRECTORY/runs",
-    "name": "it left out: a run is named by its values",
+    "seed": "to be given as --seeds, such as 0..4",
+    "runs-dir": "to be left out: runs go to DIRECTORY/runs",
+    "name": "to be left out: a run is named by its values",
 }
 
 
@@ -99,7 +99,7 @@ def parse_axis(text: str) -> Axis:
     Raises
     ------
     ValueError
-        No such flag, one that a sweep sets itself, a value that is not one of it, or one twice.
+        An unknown flag, one that the sweep sets itself, a value of the wrong type, or one twice.
 
     >>> parse_axis("depth=4,6").values
     {'4': 4, '6': 6}
@@ -199,7 +199,7 @@ def make_runs(base: Settings, axes: Sequence[Axis], seeds: Iterable[int]) -> lis
             invalid = str(error)
         for seed in seeds:
             parts = {**values, "seed": str(seed)}
-            # What is no good in the name of a file, of paths and several classes.
+            # Of paths and lists, characters that do not belong into the name of a directory.
             name = ",".join(
                 f"{k}={re.sub(r'[^A-Za-z0-9_.+-]+', '_', text)}" for k, text in parts.items()
             )
@@ -221,4 +221,4 @@ def _check_once(base: Settings, axes: Sequence[Axis]) -> None:
         if is_set and flag in NOT_SWEPT:
             raise ValueError(f"{flag} is {given}, expected {NOT_SWEPT[flag]}")
         count = swept.count((group, name)) + is_set
-        require(flag, f"{count} times", count <= 1, "it given once, as a flag or in one --grid")
+        require(flag, f"given {count} times", count <= 1, "once, as a flag or in one --grid")

@@ -24,8 +24,7 @@ from deeprep.run.settings import Settings, from_dict, to_dict
 from deeprep.sweep.grid import Run
 
 Status = Literal["new", "stopped", "finished", "failed"]
-# Settings that a run may have otherwise than its sweep: they do not change what it computes, but
-# for last bits.
+# Settings in which a run may differ from its sweep: they change the last bits at most.
 _FREE = ("device", "threads", "runs_dir", "name")
 
 
@@ -36,11 +35,11 @@ class Outcome:
     Attributes
     ----------
     status
-        "finished", "failed" or "stopped"; of a stopped run one can go on.
+        "finished", "failed" or "stopped"; a stopped run can be continued.
     error
-        Of a failed run, why.
+        Why a failed run failed.
     seconds
-        That its last process took.
+        How long its last process took.
     """
 
     status: Status
@@ -148,9 +147,9 @@ class SweepDirectory:
                 require(f"{flag} of {path}", kept, kept == value, advice)
 
     def perform(self, name: str) -> Outcome:
-        """Start a run, or go on with it, in this process; write down how it ended and return it.
+        """Start or continue a run in this process; write down how it ended and return that.
 
-        Errors of any kind make a failed run and go to the log with their traceback.
+        An error of any kind makes it a failed run; its traceback goes to the log.
         """
         begin = time.monotonic()
         path = self.run_path(name)

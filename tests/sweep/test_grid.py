@@ -18,8 +18,8 @@ from deeprep.sweep.grid import make_runs, parse_axis, parse_seeds
         ("depth=1,4", "depth is 1, expected finite and >= 2"),
         ("depth=4,6,4", "grid depth is .*expected distinct values"),
         ("lr=0.1,1e-1", "grid lr is .*expected distinct values"),
-        ("seed=0,1", "seed is .*expected it given as --seeds"),
-        ("name=a,b", "name is .*expected it left out"),
+        ("seed=0,1", "seed is .*expected to be given as --seeds"),
+        ("name=a,b", "name is .*expected to be left out"),
     ],
 )
 def test_a_wrong_grid_is_an_error_that_names_the_flag(text, message):
@@ -37,7 +37,7 @@ def test_a_grid_of_an_earlier_version_keeps_the_names_of_its_runs():
     (run,) = make_runs(Settings(), [parse_axis("final-lr=0.5")], [0])
     assert run.name == "final-lr=0.5,seed=0"
     assert run.settings.optimization.final_lr_fraction == 0.5
-    with pytest.raises(ValueError, match=r"final-lr-fraction is 2 times, expected it given once"):
+    with pytest.raises(ValueError, match=r"final-lr-fraction is given 2 times, expected once"):
         make_runs(Settings(), [parse_axis("final-lr=0.5"), parse_axis("final_lr_fraction=1")], [0])
 
 
@@ -61,9 +61,13 @@ def test_a_grid_has_all_combinations_with_their_settings():
 @pytest.mark.parametrize(
     ("base", "grid", "message"),
     [
-        (Settings(ModelSettings(depth=4)), ["depth=3,4"], "depth is .*expected it given once"),
-        (Settings(), ["depth=3", "depth=4"], "depth is .*expected it given once"),
-        (Settings(run=RunSettings(seed=3)), ["depth=3"], "seed is .*expected it given as --seeds"),
+        (Settings(ModelSettings(depth=4)), ["depth=3,4"], "depth is given 2 times, expected once"),
+        (Settings(), ["depth=3", "depth=4"], "depth is given 2 times, expected once"),
+        (
+            Settings(run=RunSettings(seed=3)),
+            ["depth=3"],
+            "seed is .*expected to be given as --seeds",
+        ),
         (Settings(), ["data-dir=/a/b,/a_b"], "grid is .*expected values that differ in letters"),
     ],
 )

@@ -315,7 +315,7 @@ def test_runs_share_the_cores_and_take_turns_on_the_gpus(tmp_path, monkeypatch):
 def test_a_directory_is_one_sweeps_at_a_time(tmp_path, in_process, capsys):
     with locked(SweepDirectory(tmp_path)):
         assert sweep(tmp_path, "--grid", "depth=3", *SMALL) == 1
-    assert "are at work" in " ".join(capsys.readouterr().err.split())
+    assert "in use by a sweep" in " ".join(capsys.readouterr().err.split())
     assert in_process == []
 
 
@@ -414,7 +414,7 @@ def test_slurm_options_are_passed_on():
 
 def test_slurm_options_without_slurm_are_an_error(tmp_path, capsys):
     assert sweep(tmp_path, "--grid", "depth=3", "--slurm", "time=60") == 1
-    assert "expected it left out unless --executor is slurm" in capsys.readouterr().err
+    assert "expected to be left out unless --executor is slurm" in capsys.readouterr().err
 
 
 def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch, capsys):
