@@ -265,6 +265,8 @@ class ClassScatter(Statistics):
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file, atomically; `load` gives back the same bits.
 
+        The file holds checksums, so that damage to it is noticed.
+
         Raises
         ------
         OSError
@@ -285,13 +287,15 @@ class ClassScatter(Statistics):
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> ClassScatter:
         """Return the state in a file of `save`, on `device`: the CPU by default.
 
+        A file from before there were checksums is read with a warning.
+
         Raises
         ------
         OSError
             Where there is no file to read.
         ValueError
-            Where it is cut short, something else, of another version, or inconsistent, saying what
-            was found and what was wanted.
+            Where it is cut short, damaged, something else, of another version, or inconsistent,
+            saying what was found and what was wanted.
         """
         state = read_state(Path(path))
         scatter = cls(*state["means"].shape, full=state["products"] is not None, device=device)

@@ -3,10 +3,15 @@
 Tensors counts, means, sumsq and, of a full state, products, as in `ClassScatter.state_dict`; in the
 metadata, as text, what they mean and where they come from. Safetensors and not torch.save, so that
 reading a stranger's file runs no code.
+
+The metadata also hold a checksum of every tensor, and one of the header: of the names, types and
+shapes of the tensors and of all the other metadata, the checksums of the tensors among them. Files
+of version 1, from before there were any, are still read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from importlib.metadata import version
@@ -15,54 +20,110 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from deeprep.base import strict_json
 from deeprep.base.paths import atomic_path
+from deeprep.base.warn import warn
 
-STATE_VERSION = 1  # goes up with any change of what the tensors mean
+STATE_VERSION = 1  # of a state_dict; goes up with any change of what the tensors mean
 
+_FILE_VERSION = "2"  # goes up with any change of the file, of what the tensors mean as well
+_WITHOUT_CHECKSUM = "1"
 _FORMAT = "deeprep.ClassScatter"
+_CHECKSUM = "checksum"
 _CONVENTION = (
     "z_ki: sample i of n_k of class k; counts[k] = n_k; means[k] = mu_k = (1/n_k) sum_i z_ki; "
     "sumsq[k] = sum_i |z_ki - mu_k|^2, not divided by anything; products = sum_k sum_i "
     "(z_ki - mu_k)(z_ki - mu_k)', of all classes together, not divided; samples labelled "
-    "ignore_index are in none; resolution: relative rounding of the features' arithmetic"
+    "ignore_index are in none; resolution: relative rounding of the features' arithmetic; "
+    "checksum.X: BLAKE2b, 128 bits, of the bytes of tensor X"
 )
+_TYPE_NAMES = {torch.int64: "I64", torch.float64: "F64"}  # as safetensors calls them
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a `ClassScatter.state_dict`; `path` holds the whole of it or what it held before."""
+    """Write a `ClassScatter.state_dict`; `path` holds the whole of it or what it held before.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be written; names `path`.
+    """
     tensors = {
         name: value.cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)
     }
     metadata = {
         "format": _FORMAT,
-        "version": str(state["version"]),
+        "version": _FILE_VERSION,
         "convention": _CONVENTION,
         "deeprep": version("deeprep"),
         "full": str("products" in tensors),
         "ignore_index": str(state["ignore_index"]),
         "resolution": repr(state["resolution"]),
+        **{_checksum_of(name): _tensor_checksum(tensor) for name, tensor in tensors.items()},
     }
-    with atomic_path(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
-        save_file(tensors, partial, metadata)
-        partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+    metadata[_CHECKSUM] = _header_checksum(tensors, metadata)
+    # By hand, as safetensors' own writer does not say that the disk was full (an OSError).
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        file.write(_header(tensors, metadata))
+        for tensor in tensors.values():
+            file.write(_bytes_of(tensor))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return what a safetensors file begins with: the length of a JSON object, and that."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {**_type_and_shape(tensor), "data_offsets": [begin, end]}
+    text = strict_json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # aligns the numbers
+    return len(text).to_bytes(8, "little") + text
+
+
+def _type_and_shape(tensor: Tensor) -> dict[str, Any]:
+    dtype = _TYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
+    return {"dtype": dtype, "shape": list(tensor.shape)}
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor, not a copy of it."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _tensor_checksum(tensor: Tensor) -> str:
+    return hashlib.blake2b(_bytes_of(tensor), digest_size=16).hexdigest()
+
+
+def _header_checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    content = {
+        "tensors": {name: _type_and_shape(tensor) for name, tensor in tensors.items()},
+        "metadata": {key: value for key, value in metadata.items() if key != _CHECKSUM},
+    }
+    text = strict_json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _checksum_of(name: str) -> str:
+    return f"{_CHECKSUM}.{name}"
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read a file written by `write_state` into a `ClassScatter.state_dict`, on the CPU.
+
+    Warns of a file that is too old to hold checksums.
 
     Raises
     ------
     OSError
         Where there is no file to read.
     ValueError
-        Where it is not such a file, whole, of this version and consistent; it says which.
+        Where it is not such a file, whole, undamaged, of a known version and consistent; it says
+        which.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, expected a file of ClassScatter.save")
@@ -78,6 +139,7 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} is cut short or no safetensors file ({error}), expected a whole file of "
             "ClassScatter.save"
         ) from error
+    _check_checksums(path, tensors, metadata)
     full = _parse(path, metadata, "full", "True or False", {"True": True, "False": False}.get)
     _check_tensors(path, tensors, full)
     return {
@@ -91,12 +153,35 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _check_identity(path: Path, metadata: dict[str, str]) -> None:
     """Check what a file says of itself; a foreign file's tensors are not even looked at."""
-    for key, wanted in (("format", _FORMAT), ("version", str(STATE_VERSION))):
+    for key, wanted in (("format", (_FORMAT,)), ("version", (_FILE_VERSION, _WITHOUT_CHECKSUM))):
         found = metadata.get(key)
-        if found != wanted:
+        if found not in wanted:
             writer = metadata.get("deeprep", "unknown")
             by = f", written by deeprep {writer}" if key == "version" else ""
-            raise ValueError(f"{path} has {key} {found!r} in its metadata{by}, expected {wanted!r}")
+            raise ValueError(
+                f"{path} has {key} {found!r} in its metadata{by}, expected "
+                f"{' or '.join(map(repr, wanted))}"
+            )
+
+
+def _check_checksums(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Check that nothing has changed since the file was written."""
+    # With a checksum in it, a file is not older than checksums, whatever it says.
+    if metadata["version"] == _WITHOUT_CHECKSUM and _CHECKSUM not in metadata:
+        warn(
+            f"{path} was written by an older deeprep, without a checksum: damage to its numbers "
+            "cannot be noticed; load it and save it again to add one"
+        )
+        return
+    found = {_CHECKSUM: _header_checksum(tensors, metadata)}
+    found |= {_checksum_of(name): _tensor_checksum(tensor) for name, tensor in tensors.items()}
+    for key, value in found.items():
+        if metadata.get(key) != value:
+            what = key.removeprefix(_CHECKSUM).removeprefix(".") or "its header"
+            raise ValueError(
+                f"{path} is damaged: {what} has checksum {value}, expected {metadata.get(key)}, "
+                "which was written with it"
+            )
 
 
 def _parse(path: Path, metadata: dict[str, str], key: str, wanted: str, parse: Any) -> Any:

@@ -19,6 +19,12 @@ def fail_with(error):
     return fail
 
 
+def write_half(path, error):
+    with atomic_path(path) as partial:
+        partial.write_text("half")
+        raise error
+
+
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
@@ -37,9 +43,8 @@ def test_a_file_is_replaced_whole(tmp_path):
 def test_on_an_error_the_old_file_stays_and_no_other(tmp_path, error):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(type(error)), atomic_path(path) as partial:
-        partial.write_text("half")
-        raise error
+    with pytest.raises(type(error)):
+        write_half(path, error)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 

@@ -1,7 +1,11 @@
 """States as files: the same bits come back, and nothing else is taken for a state."""
 
+import errno
+import hashlib
 import os
+import random
 import stat
+import warnings
 
 import pytest
 import torch
@@ -24,6 +28,27 @@ def content(path):
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
+def as_older(path):
+    """Tensors and metadata of a file as it was before there were checksums."""
+    tensors, metadata = content(path)
+    older = {key: text for key, text in metadata.items() if not key.startswith("checksum")}
+    return tensors, older | {"version": "1"}
+
+
+def bits_of(state):
+    """All that a state holds, as bytes: NaN is not equal to itself."""
+    return {
+        name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+        for name, value in state.state_dict().items()
+    }
+
+
+def load_quietly(path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return ClassScatter.load(path), caught
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_the_same_bits_come_back_and_go_on_alike(tmp_path, full):
     path = tmp_path / "state.safetensors"
@@ -31,14 +56,7 @@ def test_the_same_bits_come_back_and_go_on_alike(tmp_path, full):
     state.update(torch.full((1, 5), float("inf")), torch.tensor([2]))
     state.save(path)
     loaded = ClassScatter.load(str(path))
-    before, after = state.state_dict(), loaded.state_dict()
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        if isinstance(value, torch.Tensor):
-            # as bytes: NaN of the third class is not equal to itself
-            assert torch.equal(value.view(torch.uint8), after[name].view(torch.uint8))
-        else:
-            assert value == after[name]
+    assert bits_of(loaded) == bits_of(state)
     assert loaded.nonfinite_classes == [2]
     assert loaded.resolution == 2.0**-24
     loaded.update(torch.ones(1, 5), torch.tensor([255]))
@@ -98,7 +116,7 @@ def replace_metadata(key, value):
     [
         (lambda tensors, metadata: metadata.clear(), "has format None .*, expected 'deeprep.Class"),
         (replace_metadata("format", "x"), "has format 'x' in its metadata, expected 'deeprep."),
-        (replace_metadata("version", "2"), r"has version '2' .* by deeprep \d.*, expected '1'"),
+        (replace_metadata("version", "3"), r"has version '3' .* deeprep \d.*, expected '2' or '1'"),
         (replace_metadata("full", "maybe"), "has full 'maybe' .*, expected True or False"),
         (
             replace_metadata("full", "True"),
@@ -131,13 +149,14 @@ def replace_metadata(key, value):
     ],
 )
 def test_what_is_no_consistent_state_is_refused(tmp_path, damage, message):
+    """Whoever wrote it: without checksums, which would tell first."""
     path = tmp_path / "state.safetensors"
     make_state().save(path)
-    tensors, metadata = content(path)
+    tensors, metadata = as_older(path)
     damage(tensors, metadata)
     save_file(tensors, path, metadata)
     with pytest.raises(ValueError, match=f"state.safetensors:? {message}"):
-        ClassScatter.load(path)
+        load_quietly(path)
 
 
 def test_no_file_and_a_directory_are_refused(tmp_path):
@@ -145,3 +164,120 @@ def test_no_file_and_a_directory_are_refused(tmp_path):
         ClassScatter.load(tmp_path / "none.safetensors")
     with pytest.raises(IsADirectoryError, match="is a directory, expected a file"):
         ClassScatter.load(tmp_path)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_flipped_bit_is_taken_for_other_numbers(tmp_path, full):
+    path = tmp_path / "state.safetensors"
+    state = make_state(full)
+    state.save(path)
+    whole, wanted = path.read_bytes(), bits_of(state)
+    draw = random.Random(0)
+    header_bits = 8 * (8 + int.from_bytes(whole[:8], "little"))
+    # The header, of which every bit means something else, and the numbers.
+    bits = [draw.randrange(header_bits) for _ in range(400)]
+    bits += [draw.randrange(header_bits, 8 * len(whole)) for _ in range(200)]
+    messages = []
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            loaded, caught = load_quietly(path)
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            assert bits_of(loaded) == wanted
+            assert not caught
+    assert len(messages) > 590  # a space in the header may become another
+    assert all(message.startswith((f"{path} ", f"{path}: ")) for message in messages)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_cut_is_taken_for_a_file(tmp_path, full):
+    path = tmp_path / "state.safetensors"
+    make_state(full).save(path)
+    whole = path.read_bytes()
+    for kept in [*range(0, 16), *range(16, len(whole), 37), len(whole) - 1]:
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"state\.safetensors is cut short or no safetensors"):
+            ClassScatter.load(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match=r"state\.safetensors is cut short or no safetensors"):
+        ClassScatter.load(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda tensors, metadata: tensors["sumsq"].mul_(2),
+            r"is damaged: sumsq has checksum \w{32}, expected \w{32}, which was written with it",
+        ),
+        (
+            lambda tensors, metadata: tensors.update(
+                means=tensors["means"].reshape(5, 3), counts=torch.zeros(5, dtype=torch.int64)
+            ),
+            "is damaged: its header has checksum",
+        ),
+        (replace_metadata("ignore_index", "254"), "is damaged: its header has checksum"),
+        (replace_metadata("resolution", "0.5"), "is damaged: its header has checksum"),
+        (replace_metadata("deeprep", "0.0.1"), "is damaged: its header has checksum"),
+        (
+            lambda tensors, metadata: metadata.pop("checksum"),
+            r"is damaged: its header has checksum \w{32}, expected None",
+        ),
+        (lambda tensors, metadata: metadata.pop("checksum.means"), "is damaged: its header"),
+        # what is younger than checksums stays so
+        (replace_metadata("version", "1"), "is damaged: its header has checksum"),
+    ],
+)
+def test_what_was_changed_is_named(tmp_path, damage, message):
+    path = tmp_path / "state.safetensors"
+    make_state().save(path)
+    tensors, metadata = content(path)
+    damage(tensors, metadata)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=f"state.safetensors {message}"):
+        ClassScatter.load(path)
+
+
+def test_an_older_file_is_read_with_a_warning(tmp_path):
+    path = tmp_path / "state.safetensors"
+    state = make_state(full=True)
+    state.save(path)
+    tensors, metadata = as_older(path)
+    save_file(tensors, path, metadata)
+    with pytest.warns(UserWarning, match=r"state\.safetensors .* without a checksum") as caught:
+        loaded = ClassScatter.load(path)
+    assert caught[0].filename == __file__
+    assert bits_of(loaded) == bits_of(state)
+    loaded.save(path)
+    again, caught = load_quietly(path)
+    assert bits_of(again) == bits_of(state)
+    assert not caught
+
+
+def test_a_checksum_is_what_the_file_says_it_is(tmp_path):
+    """So that others can check it."""
+    make_state().save(tmp_path / "state.safetensors")
+    tensors, metadata = content(tmp_path / "state.safetensors")
+    assert "checksum.X: BLAKE2b, 128 bits, of the bytes of tensor X" in metadata["convention"]
+    for name, tensor in tensors.items():
+        digest = hashlib.blake2b(tensor.numpy().tobytes(), digest_size=16).hexdigest()
+        assert metadata[f"checksum.{name}"] == digest
+
+
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    make_state().save(path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"):
+        make_state(full=True).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["state.safetensors"]
