@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.utils.dlpack import from_dlpack
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32)
+
+_UNASKED_STATE_BYTES = 2**30  # of a state whose number of classes was inferred
 
 T = TypeVar("T")
 
@@ -185,6 +188,71 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(label_out_of_range(row, int(labels[row]), num_classes, ignore_index))
+
+
+def infer_num_classes(labels: Tensor, num_features: int, ignore_index: int) -> int:
+    """Return the largest label (N,) + 1, unless `is_inferable` says that it must be a stray one.
+
+    Raises
+    ------
+    ValueError
+        Where it must, naming the label; and where every label is `ignore_index`.
+    """
+    kept = labels[labels != ignore_index]
+    if kept.numel() == 0:
+        raise ValueError("num_classes is None and there is no label to infer it from")
+    largest = int(kept.max())
+    num_classes = max(1, largest + 1)
+
+    def count_classes() -> int:
+        return int(kept[kept >= 0].bincount().count_nonzero())
+
+    if not is_inferable(num_classes, num_features, kept.numel(), count_classes):
+        row = int((labels == largest).nonzero()[0, 0])
+        raise ValueError(stray_label(row, largest, num_features))
+    return num_classes
+
+
+def is_inferable(
+    num_classes: int, num_features: int, num_labels: int, count_classes: Callable[[], int]
+) -> bool:
+    """Whether so many classes may be inferred from the largest label.
+
+    A single stray label must not take gigabytes. So a state of more than 1 GiB is made only where
+    at least one class in ten has a sample.
+
+    Parameters
+    ----------
+    num_classes, num_features
+        K, the largest label + 1, and d.
+    num_labels
+        How many labels there are; each gives at most one class a sample.
+    count_classes
+        Says how many classes have samples. Called only where that decides, and K is then at most
+        10 times `num_labels`.
+
+    >>> is_inferable(100_000, 2048, 1_000_000, lambda: 90_000)
+    True
+    >>> is_inferable(20_000_001, 16, 1_000, lambda: 11)
+    False
+    """
+    if _state_bytes(num_classes, num_features) <= _UNASKED_STATE_BYTES:
+        return True
+    return num_classes <= 10 * num_labels and num_classes <= 10 * count_classes()
+
+
+def stray_label(row: int, label: int, num_features: int, whose: str = "") -> str:
+    """Say which label, `labels[row]` of `whose`, cannot be what num_classes is inferred from."""
+    gigabytes = _state_bytes(label + 1, num_features) / 2**30
+    return (
+        f"labels[{row}]{whose} is {label}, expected the largest class, as num_classes is None; "
+        f"{label + 1} classes of {num_features} features would take {gigabytes:,.1f} GiB, and "
+        f"fewer than one in ten has a sample: if it is a class, pass num_classes={label + 1}"
+    )
+
+
+def _state_bytes(num_classes: int, num_features: int) -> int:
+    return 8 * num_classes * (num_features + 2)  # means, counts, sums of squares
 
 
 def label_out_of_range(

@@ -56,7 +56,8 @@ def class_scatter_of_files(
         (N,) of any integer type but uint64, in [0, K) or `ignore_index`, in files likewise, which
         need not be cut at the same rows.
     num_classes
-        K; default: the largest label + 1.
+        K; default: the largest label + 1, which is refused where the state would take more than
+        1 GiB and fewer than one class in ten has a sample: such a label is more likely a stray one.
     full
         Also accumulate the (d, d) pooled within-class scatter.
     ignore_index
@@ -101,9 +102,11 @@ def class_scatter_of_files(
             f"labels {labels} has {y.num_rows} rows, expected {x.num_rows}: one label for each row "
             f"of features {features}"
         )
-    num_classes = _check_labels(
-        y, num_classes, ignore_index, max(1, batch_bytes // _LABEL_CHECK_BYTES)
-    )
+    label_rows = max(1, batch_bytes // _LABEL_CHECK_BYTES)
+    inferred = num_classes is None
+    num_classes = _check_labels(y, num_classes, ignore_index, label_rows)
+    if inferred:
+        _refuse_stray_label(y, num_classes, x.num_columns, ignore_index, label_rows)
     scatter = _empty_state(num_classes, x.num_columns, full, ignore_index)
     max_rows = max(1, batch_bytes // (x.row_bytes + _LABEL_BYTES))
     blocks = x.blocks(max_rows)
@@ -128,8 +131,7 @@ def _empty_state(
         return ClassScatter(num_classes, num_features, full=full, ignore_index=ignore_index)
     except RuntimeError as error:  # torch's, where it cannot have the memory
         raise MemoryError(
-            f"there is no memory for {num_classes} classes of {num_features} features; is "
-            f"{num_classes - 1} meant to be a label?"
+            f"there is no memory for {num_classes} classes of {num_features} features"
         ) from error
 
 
@@ -190,13 +192,44 @@ def _check_labels(
 
 def _refuse_label(labels: ArrayFiles, num_classes: int, ignore_index: int, max_rows: int) -> None:
     """Raise for the first label that is no class, saying in which file it is."""
+
+    def is_wrong(values: NDArray[Any]) -> NDArray[Any]:
+        values = values.astype(np.int64)
+        wrong: NDArray[Any] = (values < 0) | (values >= num_classes)
+        wrong &= values != ignore_index
+        return wrong
+
+    row, label, name = _first_label(labels, is_wrong, max_rows)
+    message = validate.label_out_of_range(row, label, num_classes, ignore_index, f" of {name}")
+    raise ValueError(message)
+
+
+def _refuse_stray_label(
+    labels: ArrayFiles, num_classes: int, num_features: int, ignore_index: int, max_rows: int
+) -> None:
+    """Raise where K, the largest label + 1, must be due to a stray one, saying where it is."""
+
+    def count_classes() -> int:
+        seen = np.zeros(num_classes, np.bool_)
+        for block in labels.blocks(max_rows):
+            values = _read_labels(labels, block)
+            seen[values[values != ignore_index]] = True
+        return int(np.count_nonzero(seen))
+
+    if not validate.is_inferable(num_classes, num_features, labels.num_rows, count_classes):
+        row, label, name = _first_label(labels, lambda values: values == num_classes - 1, max_rows)
+        raise ValueError(validate.stray_label(row, label, num_features, f" of {name}"))
+
+
+def _first_label(
+    labels: ArrayFiles, is_wanted: Callable[[NDArray[Any]], NDArray[Any]], max_rows: int
+) -> tuple[int, int, str]:
+    """Return row and value of the first label of a kind, which there is, and the file it is in."""
     for block in labels.blocks(max_rows):
-        values = _read_labels(labels, block).astype(np.int64)
-        wrong = ((values < 0) | (values >= num_classes)) & (values != ignore_index)
-        if wrong.any():
-            row = int(wrong.argmax())
+        values = _read_labels(labels, block)
+        wanted = is_wanted(values)
+        if wanted.any():
+            row = int(wanted.argmax())
             name, row_in_file = labels.locate(block[0] + row)
-            message = validate.label_out_of_range(
-                row_in_file, int(values[row]), num_classes, ignore_index, whose=f" of {name}"
-            )
-            raise ValueError(message)
+            return row_in_file, int(values[row]), name
+    raise ValueError("the labels changed while they were read")

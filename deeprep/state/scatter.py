@@ -322,7 +322,9 @@ def class_scatter(
     labels
         (N,) int32/int64 in [0, K) or `ignore_index`; or one-hot rows (N, K).
     num_classes
-        K; default: the largest label + 1 (or the width of one-hot rows).
+        K; default: the width of one-hot rows, or the largest label + 1. The latter is refused where
+        the state would take more than 1 GiB and fewer than one class in ten has a sample: such a
+        label is more likely a stray one.
     full
         Also accumulate the (d, d) pooled within-class scatter.
     ignore_index
@@ -356,10 +358,7 @@ def class_scatter(
     if num_classes is None:
         num_classes = one_hot_width
     if num_classes is None:
-        kept = labels[labels != ignore_index]
-        if kept.numel() == 0:
-            raise ValueError("num_classes is None and there is no label to infer it from")
-        num_classes = max(1, int(kept.max()) + 1)
+        num_classes = validate.infer_num_classes(labels, features.shape[1], ignore_index)
     scatter = ClassScatter(
         num_classes,
         features.shape[1],

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import deeprep
 from deeprep import ClassScatter, class_scatter, class_scatter_of_files
-from deeprep.files import mapped_rows
+from deeprep.base import validate
+from deeprep.files import files, mapped_rows
 from deeprep.files.shards import ArrayFiles
 
 FEATURES = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
@@ -305,10 +306,37 @@ def test_a_label_that_is_no_class_is_named_with_its_file(
         class_scatter_of_files(features, f"{tmp_path}/y-*.npy", num_classes, batch_bytes=64)
 
 
-def test_a_label_too_large_for_any_state_is_named(tmp_path):
-    labels = write(tmp_path / "y.npy", torch.where(LABELS == 3, 2**62, LABELS))
-    with pytest.raises(MemoryError, match=f"{2**62 + 1} classes of 7 features; is {2**62} meant"):
-        class_scatter_of_files(write(tmp_path / "x.npy", FEATURES), labels)
+@pytest.mark.parametrize(
+    ("stray", "size"), [(2**62, r"309,237,645,312\.0 GiB"), (20_000_000, r"1\.3 GiB")]
+)
+def test_a_stray_label_is_named_before_it_takes_gigabytes(tmp_path, monkeypatch, stray, size):
+    labels = LABELS.clone()
+    labels[70:72] = stray
+    x = write(tmp_path / "x.npy", FEATURES)
+    for i, part in enumerate(labels.split(40)):
+        write(tmp_path / f"y-{i}.npy", part)
+    monkeypatch.setattr(files, "ClassScatter", None)
+    message = (
+        rf"labels\[30\] of .*y-1.npy is {stray}, expected the largest class, as num_classes is "
+        rf"None; {stray + 1} classes of 7 features would take {size}, .* pass num_classes"
+    )
+    with pytest.raises(ValueError, match=message):
+        class_scatter_of_files(x, f"{tmp_path}/y-*.npy", batch_bytes=64)
+
+
+def test_many_classes_are_inferred_where_they_have_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "_UNASKED_STATE_BYTES", 1000)
+    x = write(tmp_path / "x.npy", FEATURES)
+    labels = torch.arange(100) * 10
+    labels[:50:2] = -100
+    labels[50:] = torch.arange(50) % 25 * 20
+    s = class_scatter_of_files(x, write(tmp_path / "y.npy", labels), batch_bytes=64)
+    assert s.num_classes == 491  # 50 of which have samples
+    labels[1:50:2] = 490
+    y = write(tmp_path / "z.npy", labels)
+    with pytest.raises(ValueError, match=r"labels\[1\] of .*z.npy is 490, expected the largest"):
+        class_scatter_of_files(x, y, batch_bytes=64)
+    assert class_scatter_of_files(x, y, 491).num_classes == 491
 
 
 # Mapped, copied and, of many columns, mapped side by side.
