@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32)
+MAX_CLASSES = 2**31 - 1  # the core numbers classes by 32 bits
 
 _UNASKED_STATE_BYTES = 2**30  # of a state whose number of classes was inferred
 
@@ -81,6 +82,19 @@ def check_positive(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name} is {value}, expected a whole number >= 1")
     return int(value)
+
+
+def check_num_classes(value: int) -> int:
+    """Return `value` as an int; it must be a number of classes that the core can count to.
+
+    >>> check_num_classes(2**31)
+    Traceback (most recent call last):
+        ...
+    ValueError: num_classes is 2147483648, expected at most 2147483647
+    """
+    num_classes = check_positive("num_classes", value)
+    require("num_classes", num_classes, num_classes <= MAX_CLASSES, f"at most {MAX_CLASSES}")
+    return num_classes
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -280,6 +294,7 @@ def check_state(
     """
     num_classes = counts.shape[0] if counts.ndim == 1 else -1
     num_features = features.shape[1] if features.ndim == 2 else -1
+    require("K", num_classes, num_classes <= MAX_CLASSES, f"at most {MAX_CLASSES} classes")
     expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
         ("counts", counts, (num_classes,), torch.int64),
         ("means", means, (num_classes, num_features), torch.float64),

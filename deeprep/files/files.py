@@ -95,7 +95,7 @@ def class_scatter_of_files(
     """
     validate.check_positive("batch_bytes", batch_bytes)
     if num_classes is not None:
-        validate.check_positive("num_classes", num_classes)
+        validate.check_num_classes(num_classes)
     x, y = ArrayFiles("features", features), ArrayFiles("labels", labels)
     if x.num_rows != y.num_rows:
         raise ValueError(

@@ -69,7 +69,7 @@ class Statistics:
         device: torch.device | str | None = None,
         ignore_index: int = -100,
     ) -> None:
-        self.num_classes = validate.check_positive("num_classes", num_classes)
+        self.num_classes = validate.check_num_classes(num_classes)
         self.num_features = validate.check_positive("num_features", num_features)
         self.full = bool(full)
         self.ignore_index = int(ignore_index)
