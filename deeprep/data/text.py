@@ -1,9 +1,13 @@
 """Labelled sentences: read from a text file, and cut into batches of token ids.
 
-A file holds one sample a line, its label and its sentence: .tsv and .csv (columns; quoted as
-Python's csv module does) or .jsonl (objects). In a table the first line may name the columns, in
-any order and among others: `label`, and `text` or `sentence`; without such a line the two columns
-are label and sentence. Objects have these names as keys.
+A file holds one sample a line, its label and its sentence: .tsv and .csv (columns) or .jsonl
+(objects). In a table the first line may name the columns, in any order and among others: `label`,
+and `text` or `sentence`; without such a line the two columns are label and sentence. Objects have
+these names as keys.
+
+In a .tsv file a quotation mark is a character like any other. In a .csv file it is what Python's
+csv module and spreadsheets make of it: a sentence with commas, line breaks or quotation marks
+stands in quotation marks, and each of its own is doubled.
 """
 
 from __future__ import annotations
@@ -26,8 +30,7 @@ from deeprep.data.tokenizers import Tokenizer
 
 __all__ = ["TEXT_SUFFIXES", "TextBatches", "TextData", "load_text"]
 
-_DELIMITERS = {".tsv": "\t", ".csv": ","}
-TEXT_SUFFIXES = (*_DELIMITERS, ".jsonl")
+TEXT_SUFFIXES = (".tsv", ".csv", ".jsonl")
 _LABEL = "label"
 _SENTENCE = ("text", "sentence")
 
@@ -201,9 +204,13 @@ def _decode(path: Path) -> str:
 
 def _read_table(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
     """Line, label and sentence of the rows of a .csv or .tsv file."""
-    # Strict: an open quote would else swallow all the lines that follow it without a word.
-    delimiter = _DELIMITERS[path.suffix.lower()]
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(content, newline="")
+    quoted = path.suffix.lower() == ".csv"
+    if quoted:
+        # Strict: an open quote would else swallow all the lines that follow it without a word.
+        reader = csv.reader(lines, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     columns = ["label", "sentence"]
     line = 1
     try:
@@ -219,7 +226,11 @@ def _read_table(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
                 yield line, sample[_LABEL], _sentence(sample)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"data {path}, line {line}: {error}") from error
+        advice = (
+            "; a sentence with quotation marks stands in quotation marks, each of its own doubled: "
+            '"She said ""no"""; in a .tsv file it stands as it is'
+        )
+        raise ValueError(f"data {path}, line {line}: {error}{advice if quoted else ''}") from error
 
 
 def _sentence(sample: Mapping[str, Any]) -> Any:

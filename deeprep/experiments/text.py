@@ -8,7 +8,6 @@ any Debian or Ubuntu has on disk: apt's lists give each package a section, such 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import shutil
@@ -134,9 +133,10 @@ def _package_descriptions(path: Path) -> Path:
             "sentence a line; on Debian and Ubuntu `apt-get update` fetches some"
         )
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, delimiter="\t")
-        rows.writerow(("label", "sentence"))
-        rows.writerows((section, description) for description, section in section_of.items())
+        file.write("label\tsentence\r\n")
+        for description, section in section_of.items():
+            sentence = description.replace("\t", " ")
+            file.write(f"{section}\t{sentence}\r\n")
     return path
 
 

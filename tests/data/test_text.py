@@ -1,5 +1,7 @@
 """Files of labelled sentences: their formats, what is refused and where, and batches of ids."""
 
+import csv
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def write(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.tsv", 'pos\tIt is good.\nneg\t"She said ""no"", twice"\npos\thé\u2028\n'),
+        ("a.tsv", 'pos\tIt is good.\nneg\tShe said "no", twice\npos\thé\u2028\n'),
         ("a.csv", 'pos,It is good.\r\nneg,"She said ""no"", twice"\r\npos,hé\u2028\r\n'),
         (
             "a.csv",
@@ -59,6 +61,34 @@ def test_one_class_and_a_quoted_line_break(write):
     assert text.sentences == ["two\nlines", "one"]
 
 
+QUOTED = [
+    '"No" he said',
+    '"No',
+    'he said "No"',
+    'an inch (1") or "two"',
+    '"',
+    '""',
+    '"a""b"',
+    "'x'",
+]
+
+
+def test_quotation_marks_in_a_tsv_file_are_characters_like_any_other(write):
+    rows = "".join(f"{i % 2}\t{sentence}\n" for i, sentence in enumerate(QUOTED))
+    assert list(load_text(write("a.tsv", rows)).sentences) == QUOTED
+    windows = ("label\ttext\n" + rows).replace("\n", "\r\n")
+    assert list(load_text(write("b.tsv", windows)).sentences) == QUOTED
+    labels = load_text(write("c.tsv", '"a"\tx\n"a\ty\n'))
+    assert labels.class_names == ('"a', '"a"')
+
+
+def test_quotation_marks_in_a_csv_file_are_those_of_the_csv_module(write, tmp_path):
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows((i % 2, sentence) for i, sentence in enumerate(QUOTED))
+    assert list(load_text(path).sentences) == QUOTED
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -72,7 +102,16 @@ def test_one_class_and_a_quoted_line_break(write):
         ("a.csv", 'x,"a\nb"\ny\n', "line 3: 1 columns"),
         ("a.csv", "x,a\ny, \n", "line 2: the sentence is empty"),
         ("a.tsv", "x\ta\n\tb\n", "line 2: the label is empty"),
-        ("a.tsv", 'x\ta\ny\t"open\nz\tc\n', "line 2: unexpected end of data"),
+        (
+            "a.csv",
+            'x,a\ny,"open\nz,c\n',
+            "line 2: unexpected end of data; a sentence with quotation",
+        ),
+        (
+            "a.csv",
+            'x,a\ny,"No" he said\n',
+            "line 2: ',' expected after '\"'; a .* in a .tsv file it st",
+        ),
         ("a.csv", b"x,a\nx,\xff\n", "line 2: no UTF-8"),
         ("a.jsonl", '{"label": 1, "text": "a"}\n\n', r"line 2: no JSON"),
         ("a.jsonl", "[1]\n", r"line 1: \[1\], expected an object"),
