@@ -102,30 +102,69 @@ def as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray):
-        try:
-            with warnings.catch_warnings():
-                # torch warns that writing to a read-only array is undefined; we only read.
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-                return torch.from_numpy(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} is a NumPy array of dtype {value.dtype} and strides {value.strides} that "
-                f"torch cannot read in place ({error}); pass np.ascontiguousarray({name})"
-            ) from error
+        return _of_numpy(name, value)
     if hasattr(value, "__dlpack__"):
-        return from_dlpack(value).detach()
+        try:
+            return from_dlpack(value).detach()
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, expected one that torch can read in place by "
+                f"DLPack ({error})"
+            ) from error
     raise TypeError(
         f"{name} is a {type(value).__name__}, expected a torch tensor, a NumPy array or an object "
         "that speaks DLPack"
     )
 
 
-def _flip_negative_rows(features: NDArray[Any], labels: Any) -> tuple[NDArray[Any], Any]:
-    """Read a row-reversed NumPy array from its other end: torch has no negative strides."""
-    if features.ndim == 2 and features.strides[0] < 0:
-        labels = labels.flip(0) if isinstance(labels, Tensor) else np.asarray(labels)[::-1].copy()
-        return features[::-1], labels
-    return features, labels
+def _of_numpy(name: str, array: NDArray[Any]) -> Tensor:
+    if array.size == 0:
+        array = array.copy()  # of nothing, but with strides that torch takes
+    try:
+        if array.flags.writeable:
+            return torch.from_numpy(array)
+        with warnings.catch_warnings():
+            # torch warns that writing to a read-only array is undefined; we only read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} has {_what_no_tensor_has(name, array)}") from error
+
+
+def _what_no_tensor_has(name: str, array: NDArray[Any]) -> str:
+    """Say what of a NumPy array torch cannot take, what it could, and how to make that of it."""
+    dtype = array.dtype
+    if dtype.kind not in "biufc" or dtype.itemsize > np.dtype(np.complex128).itemsize:
+        return f"dtype {dtype}, expected numbers such as float64, float32 or int64"
+    if dtype in (np.longdouble, np.clongdouble):
+        return f"dtype {dtype}, expected at most float64; pass {name}.astype(np.float64)"
+    if not dtype.isnative:
+        native = dtype.newbyteorder("=").str
+        return f"dtype {dtype}, expected the machine's byte order; pass {name}.astype({native!r})"
+    wanted = f"multiples of {dtype.itemsize}, none below 0"
+    return f"strides {array.strides}, expected {wanted}; pass np.ascontiguousarray({name})"
+
+
+def is_reversed(features: Any) -> bool:
+    """Whether it is a NumPy array (N, d) with rows or columns that run backwards in memory.
+
+    No tensor can have such strides; `forwards` makes them positive.
+
+    >>> is_reversed(np.zeros((3, 2))[:, ::-1]), is_reversed(np.zeros((3, 2))[::2])
+    (True, False)
+    """
+    if not isinstance(features, np.ndarray) or features.ndim != 2:
+        return False
+    return features.size > 0 and min(features.strides) < 0
+
+
+def forwards(array: NDArray[Any]) -> NDArray[Any]:
+    """View an array from the other end of every axis that runs backwards in memory.
+
+    >>> forwards(np.arange(3)[::-1]).tolist()
+    [0, 1, 2]
+    """
+    return array[tuple(slice(None, None, -1 if stride < 0 else 1) for stride in array.strides)]
 
 
 def _class_of_one_hot(labels: Tensor, num_rows: int, num_classes: int | None) -> Tensor:
@@ -155,16 +194,20 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
     Parameters
     ----------
     features
-        (N, d) torch tensor, NumPy array or DLPack object.
+        (N, d) torch tensor, NumPy array or DLPack object. Of a NumPy array whose rows run backwards
+        in memory, rows and labels come in the order of the memory; columns must not.
     labels
         (N,) integers, or one-hot rows (N, K), which become their class indices.
     num_classes
         K, where known, to check one-hot rows against.
     """
-    if isinstance(features, np.ndarray):
-        features, labels = _flip_negative_rows(features, labels)
-    features = as_tensor("features", features)
+    rows_reversed = is_reversed(features) and features.strides[0] < 0
+    features = as_tensor("features", features[::-1] if rows_reversed else features)
+    if isinstance(labels, np.ndarray) and min(labels.strides, default=0) < 0:
+        labels = labels.copy()
     labels = as_tensor("labels", labels)
+    if rows_reversed:
+        labels = labels.flip(0)
     if labels.ndim == 2 and features.ndim == 2:
         labels = _class_of_one_hot(labels, features.shape[0], num_classes)
     return features, labels

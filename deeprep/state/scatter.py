@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprep import ops
@@ -101,6 +102,9 @@ class ClassScatter(Statistics):
             On shapes, dtypes, devices or labels that do not fit; the state is untouched. Labels on
             CUDA that do not fit raise at the next read of the state, see `ClassScatter`.
         """
+        if validate.is_reversed(features):
+            self._update_from_the_end(features, labels)
+            return
         features, labels = validate.to_tensors(features, labels, self.num_classes)
         if self._error is not None and ops.on_host(features):
             validate.check_batch(features, labels)
@@ -112,6 +116,36 @@ class ClassScatter(Statistics):
         # Half types are widened to float32 before anything is computed.
         unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
         self.resolution = max(self.resolution, unit)
+
+    def _update_from_the_end(self, features: NDArray[Any], labels: Any) -> None:
+        """Take in a NumPy array of rows or columns that run backwards, which no tensor can.
+
+        It is read where it lies, in the order of the memory. Columns are put in theirs afterwards.
+        """
+        rows_reversed, columns_reversed = (stride < 0 for stride in features.strides)
+        rows, labels = validate.to_tensors(validate.forwards(features), labels, self.num_classes)
+        validate.check_batch(rows, labels)
+        # Here, where rows have the numbers that the caller knows them by.
+        validate.check_labels(labels, self.num_classes, self.ignore_index)
+        if rows_reversed:
+            labels = labels.flip(0)
+        if not columns_reversed:
+            self.update(rows, labels)
+            return
+        batch = ClassScatter(
+            self.num_classes,
+            self.num_features,
+            full=self.full,
+            device=self.device,
+            ignore_index=self.ignore_index,
+        )
+        batch.update(rows, labels)
+        state = batch.state_dict()
+        state["means"] = state["means"].flip(1)
+        if self.full:
+            state["products"] = state["products"].flip(0, 1)
+        batch.load_state_dict(state)
+        self.merge(batch)
 
     def _take(self, features: Tensor, labels: Tensor) -> None:
         """Take in a batch that is where the state is."""
@@ -353,6 +387,9 @@ def class_scatter(
     (0.041, 1.002)
     """
     one_hot_width = labels.shape[1] if getattr(labels, "ndim", 1) == 2 else None
+    reversed_features = features if validate.is_reversed(features) else None
+    if reversed_features is not None:
+        features = validate.forwards(reversed_features)
     features, labels = validate.to_tensors(features, labels, num_classes)
     validate.check_batch(features, labels)
     if num_classes is None:
@@ -366,5 +403,5 @@ def class_scatter(
         device=features.device if device is None else device,
         ignore_index=ignore_index,
     )
-    scatter.update(features, labels)
+    scatter.update(features if reversed_features is None else reversed_features, labels)
     return scatter
