@@ -242,26 +242,40 @@ def _open_npy(argument: str, path: Path, alike: dict[bytes, tuple[_Shard, int]])
         size = os.fstat(file.fileno()).st_size
     if header in alike:
         shard, end = alike[header]
-        if size >= end:
+        if size == end:
             return _Shard(path, str(path), shard.shape, shard.dtype, shard.offset)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy has Python parse the header, with any error that Python has
         raise ValueError(
             f"{argument} {path} is cut short or no .npy array that can be mapped ({error})"
         ) from error
+    # Not the array's, which means nothing where there are no elements.
+    offset = _npy_header_bytes(header)
+    end = offset + array.nbytes
+    if size != end:
+        raise ValueError(
+            f"{argument} {path} has {size} bytes, expected {end} for shape {array.shape} and dtype "
+            f"{array.dtype.str}: its header is damaged, or something follows the array"
+        )
     if not array.flags.c_contiguous:
         # Read by blocks of rows it would take ten times as long.
         raise ValueError(
             f"{argument} {path} is stored column by column (Fortran order), expected row by row; "
             "convert it: np.save(new_path, np.ascontiguousarray(np.load(path, mmap_mode='r')))"
         )
-    # The offset of a memmap without elements means nothing.
-    offset = array.offset if isinstance(array, np.memmap) else 0
     shard = _Shard(path, str(path), array.shape, array.dtype.str, offset)
     if offset == len(header):
-        alike[header] = shard, offset + array.nbytes
+        alike[header] = shard, end
     return shard
+
+
+def _npy_header_bytes(header: bytes) -> int:
+    """Return how long a header of NumPy's, of which this is the beginning, says that it is."""
+    end = 10 if header[6] == 1 else 12  # of magic, version and length
+    return end + int.from_bytes(header[8:end], "little")
 
 
 def _open_safetensors(argument: str, path: Path, tensor: str | None, num_axes: int) -> _Shard:
