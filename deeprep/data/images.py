@@ -37,7 +37,7 @@ def load_image_folder(data_dir: Path | None, image_size: int) -> RawData:
     Raises
     ------
     ValueError
-        No data_dir, or an image size below 1.
+        No data_dir, or an image size below 1; from the reader, a file that is no whole image.
     FileNotFoundError
         Data_dir does not exist or has no class folders with images in them.
     """
@@ -61,7 +61,17 @@ def load_image_folder(data_dir: Path | None, image_size: int) -> RawData:
     # ImageFolder's own FileNotFoundError names the class folders that are missing or empty.
     folder = ImageFolder(str(root), transform)
 
+    def image(index: int) -> torch.Tensor:
+        path, _ = folder.samples[index]
+        try:
+            pixels: torch.Tensor = folder[index][0]
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # whatever a decoder raises on bytes that mean something else
+            raise ValueError(f"{path} is damaged or no image ({error})") from error
+        return pixels
+
     def read(indices: torch.Tensor) -> torch.Tensor:
-        return torch.stack([folder[int(index)][0] for index in indices])
+        return torch.stack([image(index) for index in indices.tolist()])
 
     return RawData(torch.tensor(folder.targets), tuple(folder.classes), read)

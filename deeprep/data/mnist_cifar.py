@@ -9,12 +9,14 @@ when complete.
 from __future__ import annotations
 
 import gzip
+import math
 import tempfile
+import zlib
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,13 +83,18 @@ def load_idx(
     folder = _find_idx(name, data_dir)
     if folder is None:
         folder = _download(name, data_dir, download) / _SOURCES[name].folder
-    images, labels = (read_idx(_plain_or_gz(folder, file)) for file in _IDX_FILES)
+    paths = [_plain_or_gz(folder, file) for file in _IDX_FILES]
+    images, labels = map(read_idx, paths)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         shapes = f"{images.shape} and {labels.shape}"
         raise ValueError(f"{folder} holds {shapes}, expected images (N, H, W) and labels (N,)")
+    names = _CLASS_NAMES[name]
+    if labels.max(initial=0) >= len(names):
+        found = f"{paths[1]} holds label {labels.max()}"
+        raise ValueError(f"{found}, expected one of the {len(names)} classes of {name}")
     pixels = torch.from_numpy(images).unsqueeze(1)
     targets = torch.from_numpy(labels).long()
-    return RawData(targets, _CLASS_NAMES[name], lambda i: pixels[i].float().div(255))
+    return RawData(targets, names, lambda i: pixels[i].float().div(255))
 
 
 def load_cifar(
@@ -99,24 +106,56 @@ def load_cifar(
     ------
     FileNotFoundError
         The files are nowhere and are not or cannot be downloaded.
-    RuntimeError
-        A file is damaged.
+    ValueError
+        A file is not the published one; names it.
     """
-    from torchvision import datasets
-    from torchvision.datasets.utils import extract_archive
-
     source = _SOURCES[name]
-    dataset = getattr(datasets, source.torchvision_name)
     root = _find_cifar(name, data_dir)
     if root is not None and not (root / source.folder).is_dir():
+        archive = root / _ARCHIVES[name]
         with tempfile.TemporaryDirectory() as unpacked:  # the archive's folder may be read-only
-            extract_archive(str(root / _ARCHIVES[name]), unpacked)
-            loaded = dataset(unpacked, train=True)
+            _unpack(archive, unpacked)
+            loaded = _load_published(name, Path(unpacked), archive)
     else:
-        loaded = dataset(str(root or _download(name, data_dir, download)), train=True)
+        loaded = _load_published(name, root or _download(name, data_dir, download))
     pixels = torch.from_numpy(loaded.data).permute(0, 3, 1, 2)
     targets = torch.tensor(loaded.targets)
     return RawData(targets, tuple(loaded.classes), lambda i: pixels[i].float().div(255))
+
+
+def _unpack(archive: Path, target: str) -> None:
+    from torchvision.datasets.utils import extract_archive
+
+    try:
+        extract_archive(str(archive), target)
+    except Exception as error:  # of tarfile, gzip, zlib
+        raise ValueError(
+            f"{archive} is damaged ({error}), expected a complete .tar.gz file"
+        ) from error
+
+
+def _load_published(name: str, root: Path, archive: Path | None = None) -> Any:
+    """Have torchvision load CIFAR from a directory, unpacked there from an archive perhaps."""
+    from torchvision import datasets
+
+    source = _SOURCES[name]
+    dataset = getattr(datasets, source.torchvision_name)
+    try:
+        return dataset(str(root), train=True)
+    except Exception as error:  # whatever unpickling raises where no checksum tells before
+        folder = root / source.folder
+        checksums = dict(dataset.train_list + dataset.test_list)
+        checksums[dataset.meta["filename"]] = dataset.meta["md5"]
+        damaged = [
+            file
+            for file, md5 in checksums.items()
+            if not datasets.cifar.check_integrity(str(folder / file), md5)
+        ]
+        which = ", ".join(damaged) or error
+        raise ValueError(
+            f"{archive or folder} is damaged ({which}), expected the files of the published "
+            f"{_ARCHIVES[name]}"
+        ) from error
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -136,14 +175,14 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         with opener(path, "rb") as file:
             content: bytes = file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged ({error}), expected a complete gzip file") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
+    start = 4 + 4 * content[3] if len(content) > 3 else 4
+    if len(content) < start or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} starts with {content[:4]!r}, expected an IDX file of bytes")
-    start = 4 + 4 * content[3]
-    shape = tuple(int(length) for length in np.frombuffer(content[4:start], ">i4"))
-    values = np.frombuffer(content, np.uint8, offset=start).copy()  # else read-only: torch warns
-    if len(values) != np.prod(shape, dtype=np.int64):
+    shape = tuple(int(length) for length in np.frombuffer(content[4:start], ">u4"))
+    values = np.frombuffer(content[start:], np.uint8).copy()  # else read-only: torch warns
+    if len(values) != math.prod(shape):
         raise ValueError(f"{path} holds {len(values)} values, expected {shape}")
     return np.reshape(values, shape)
 
