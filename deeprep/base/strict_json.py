@@ -68,7 +68,9 @@ def parse(text: str | bytes, where: object) -> Any:
     except json.JSONDecodeError as error:
         found = f"{error.msg}, line {error.lineno} column {error.colno}"
         raise ValueError(f"{where} is not valid JSON: {found}") from None
-    except UnicodeDecodeError as error:
+    except RecursionError:
+        raise ValueError(f"{where} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:  # no text at all, or a number of thousands of digits
         raise ValueError(f"{where} is not valid JSON: {error}") from None
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeprep.base import strict_json
 from deeprep.base.validate import check_positive
 from deeprep.data.tensors import RawData, select
 from deeprep.data.tokenizers import Tokenizer
@@ -242,10 +242,7 @@ def _read_objects(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
     # Not splitlines: a JSON string may hold other line separators of Unicode.
     lines = content.removesuffix("\n").split("\n") if content else []
     for line, text in enumerate(lines, start=1):
-        try:
-            sample = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"data {path}, line {line}: no JSON ({error.msg})") from error
+        sample = strict_json.parse(text, f"data {path}, line {line}")
         if not isinstance(sample, dict):
             raise ValueError(f"data {path}, line {line}: {text[:40]}, expected an object")
         label, sentence = sample.get(_LABEL), _sentence(sample)
