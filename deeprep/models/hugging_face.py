@@ -67,7 +67,7 @@ def load_hugging_face(
         model.module = FittedImages(module, channels=channels, fixed_size=fixed_size)
     else:
         given = "sentences" if input_shape is None else f"samples of {input_shape}"
-        raise ValueError(f"data are {given}, but model {name} takes {takes}")
+        raise ValueError(f"data holds {given}, expected {takes} for model {name}")
     return model
 
 
@@ -114,7 +114,9 @@ def _tokenizer(name: str, folder: Path) -> Any:
     if tokenizer.pad_token is None:  # of GPT-2, for example; what pads is masked anyway
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise ValueError(f"model {name}: its tokenizer must have a pad, eos or unk token")
+        raise ValueError(
+            f"model {name} has a tokenizer without special tokens, expected a pad, eos or unk token"
+        )
     return tokenizer
 
 

@@ -89,11 +89,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _innermost(path: Path, content: Any) -> dict[str, Tensor]:
     """Find the state dict in what a file holds."""
-    while isinstance(content, Mapping):
-        inner = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    outer: list[Any] = []  # a damaged file may hold itself
+    while isinstance(content, Mapping) and not any(content is each for each in outer):
+        outer.append(content)
+        content = next(
+            (content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), content
+        )
     if isinstance(content, Mapping) and any(isinstance(v, Tensor) for v in content.values()):
         return {str(name): value for name, value in content.items()}
     found = type(content).__name__
@@ -154,8 +155,8 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     Raises
     ------
     ValueError
-        Tensors that are missing, unknown, or of another shape: lists some of them, and nothing is
-        loaded. `source` says whose they are.
+        Tensors that are missing, unknown, of another shape, or of numbers that the module cannot
+        take: lists some of them, and nothing is loaded. `source` says whose they are.
 
     >>> load_state(nn.Linear(2, 1), {"weight": torch.ones(1, 3), "w": torch.ones(1)}, "a.pt")
     Traceback (most recent call last):
@@ -178,12 +179,18 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in _wrong_shapes(state, module).items()
     ]
+    kinds = [
+        f"{name} is {kind}"
+        for name, tensor in expected.items()
+        if name in state and (kind := _unfit_kind(state[name], tensor))
+    ]
     wrong = [
         f"{len(names)} {what} ({listed(names)})"
         for names, what in (
             (missing, "missing"),
             (unexpected, "unexpected"),
             (shapes, "of another shape"),
+            (kinds, "of another kind"),
         )
         if names
     ]
@@ -191,6 +198,17 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         reason = "; ".join(wrong)
         raise ValueError(f"weights {source} do not fit a {type(module).__name__}: {reason}")
     module.load_state_dict(state, strict=False)
+
+
+def _unfit_kind(value: Any, tensor: Any) -> str | None:
+    """Say what a value is that cannot be copied into a tensor; None where it can."""
+    if not isinstance(tensor, Tensor):  # the state that a module keeps beside its tensors
+        return None
+    if not isinstance(value, Tensor):
+        return f"of type {type(value).__name__}"
+    if value.is_meta or value.layout != tensor.layout:
+        return "without numbers" if value.is_meta else str(value.layout).removeprefix("torch.")
+    return str(value.dtype) if value.is_complex() and not tensor.is_complex() else None
 
 
 def _wrong_shapes(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """Weights from files: which files are found and read, and which fit a model."""
 
+import random
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from deeprep.models import FittedImages
+from deeprep.models.loaded import LoadedModel
 from deeprep.models.weights import (
     fit_state,
     load_state,
@@ -121,3 +124,63 @@ def test_files_that_are_no_weights(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_state(tmp_path / name)
+
+
+def damages(content, count):
+    """Copies of a file: cut short, or with one bit flipped."""
+    draw = random.Random(0)
+    for _ in range(count):
+        at = draw.randrange(len(content))
+        yield content[:at]
+        yield content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("name", ["a.pt", "old.pt", "a.safetensors"])
+def test_a_damaged_file_is_named_and_changes_nothing(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        torch.save(net().state_dict(), path, _use_new_zipfile_serialization=name == "a.pt")
+    else:
+        save_file(net().state_dict(), path)
+    messages = []
+    for damaged in damages(path.read_bytes(), 40):
+        path.write_bytes(damaged)
+        model = LoadedModel("mine", net(), 3, build=net)
+        before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+        try:
+            model.load_weights(path)
+        except ValueError as error:
+            messages.append(str(error))
+            after = model.module.state_dict()
+            assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(message.startswith(f"weights {path} ") for message in messages)
+    assert len(messages) > 40
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (3, "of type int"),
+        (None, "of type NoneType"),
+        (torch.zeros(5, 4).to_sparse(), "sparse_coo"),
+        (torch.zeros(5, 4, device="meta"), "without numbers"),
+        (torch.zeros(5, 4, dtype=torch.complex64), "torch.complex64"),
+    ],
+)
+def test_what_is_no_tensor_of_numbers_is_named_and_nothing_is_loaded(tmp_path, value, kind):
+    path = tmp_path / "a.pt"
+    torch.save({**net().state_dict(), "0.weight": value}, path)
+    model = net()
+    before = model[3].weight.clone()
+    message = rf"weights {path} do not fit .*: 1 of another kind \(0\.weight is {kind}\)"
+    with pytest.raises(ValueError, match=message):
+        load_state(model, read_state(path), str(path))
+    assert torch.equal(model[3].weight, before)
+
+
+def test_a_file_that_holds_itself_ends(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt holds a dict with model, expected a state dict"):
+        read_state(tmp_path / "a.pt")
