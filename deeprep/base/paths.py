@@ -26,19 +26,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     # The suffix stays last: writers choose the format by it.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    with errors_naming(path, instead_of=partial):
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # else it would hide the error that led here
+                partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def errors_naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Have an OSError that names no file, as that of a full disk, or another one, name `path`.
+
+    >>> with errors_naming(Path("a.txt")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    OSError: [Errno 28] No space left on device: 'a.txt'
+    """
     try:
-        yield partial
-        partial.replace(path)
+        yield
     except OSError as error:
-        # A full disk names no file, other errors the partial one, which nobody asked for.
-        if error.filename not in (None, str(partial), partial):
+        if error.filename is not None and str(error.filename) != str(instead_of):
             raise
         if error.errno is None:
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):  # else it would hide the error that led here
-            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprep.base.paths import errors_naming
+
 # Below, a file costs less to copy than to map.
 _MIN_MAPPED_BYTES = 2**18
 _MAX_MAPPED_PIECES = 2**14  # of the 65,530 mappings that Linux grants a process
@@ -57,7 +59,7 @@ def map_one(piece: Piece) -> Bytes:
         Where the file has become shorter.
     """
     begin = _page_of(piece)
-    with piece.path.open("rb", buffering=0) as file:
+    with errors_naming(piece.path), piece.path.open("rb", buffering=0) as file:
         try:
             mapped = mmap.mmap(
                 file.fileno(),
@@ -115,7 +117,7 @@ def map_side_by_side(
     for piece, begin in zip(pieces, begins, strict=True):
         page = _page_of(piece)
         within = piece.offset - page
-        with piece.path.open("rb", buffering=0) as file:
+        with errors_naming(piece.path), piece.path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size < piece.offset + piece.size:
                 raise _became_shorter(piece)
             map_at(base + begin - within, piece.size + within, file.fileno(), page)
@@ -138,7 +140,7 @@ def copy(pieces: Sequence[Piece], target: Bytes) -> Bytes:
     filled = 0
     for piece in pieces:
         view = target[filled : filled + piece.size].data
-        with piece.path.open("rb", buffering=0) as file:
+        with errors_naming(piece.path), piece.path.open("rb", buffering=0) as file:
             file.seek(piece.offset)
             while view.nbytes > 0:
                 count = file.readinto(view)
@@ -214,6 +216,6 @@ def _map_at() -> Callable[[int, int, int, int], None] | None:
         )
         if found != address:
             error = ctypes.get_errno()
-            raise OSError(error, f"mmap of a file: {os.strerror(error)}")
+            raise OSError(error, os.strerror(error))
 
     return map_at

@@ -1,13 +1,19 @@
 """Files with a damaged header: an error that names them, or else the right numbers."""
 
+import errno
+import io
+import mmap
+import os
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from deeprep.files import mapped_rows
 from deeprep.files.shards import ArrayFiles
 
 FEATURES = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
@@ -75,3 +81,25 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatc
     monkeypatch.setattr(np.lib.format, "open_memmap", denied)
     with pytest.raises(PermissionError, match=r"x\.npy"):
         ArrayFiles("features", path)
+
+
+@pytest.mark.parametrize("way", ["mapped", "side by side", "copied"])
+def test_a_file_that_the_system_cannot_read_is_named(tmp_path, monkeypatch, way):
+    for name in ("x-0.npy", "x-1.npy"):
+        np.save(tmp_path / name, np.zeros((2**16, 1), np.float32))
+
+    def failing(*arguments, **options):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    array = ArrayFiles("features", f"{tmp_path}/x-*.npy")
+    rows = 2**16 if way == "mapped" else 2**17
+    if way == "mapped":
+        monkeypatch.setattr(mmap, "mmap", failing)
+    elif way == "side by side":
+        monkeypatch.setattr(mapped_rows, "_map_at", lambda: failing)
+    else:
+        monkeypatch.setattr(mapped_rows, "_map_at", lambda: None)
+        disk = type("Disk", (io.RawIOBase,), {"seek": lambda *_: 0, "readinto": failing})
+        monkeypatch.setattr(Path, "open", lambda *arguments, **options: disk())
+    with pytest.raises(OSError, match=r"Cannot allocate memory: '.*x-0\.npy'$"):
+        _ = array.read(0, rows) if way == "mapped" else array.read_apart(0, rows)
