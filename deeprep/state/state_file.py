@@ -96,7 +96,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _tensor_checksum(tensor: Tensor) -> str:
-    return hashlib.blake2b(_bytes_of(tensor), digest_size=16).hexdigest()
+    return _checksum(_bytes_of(tensor))
 
 
 def _header_checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -105,7 +105,11 @@ def _header_checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> st
         "metadata": {key: value for key, value in metadata.items() if key != _CHECKSUM},
     }
     text = strict_json.dumps(content, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _checksum(text.encode())
+
+
+def _checksum(content: bytes | memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=16, usedforsecurity=False).hexdigest()
 
 
 def _checksum_of(name: str) -> str:
