@@ -1,4 +1,4 @@
-"""JSON as every reader takes it: NaN and infinities, which strict JSON lacks, are strings."""
+"""JSON that every reader accepts: NaN and infinities, which strict JSON lacks, are strings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parse(text: str | bytes, where: object) -> Any:
     Raises
     ------
     ValueError
-        Where the text is no JSON; says where it stands and what is wrong.
+        Where the text is not JSON; says where it stands and what is wrong.
 
     >>> parse('{"a": 1', "config.json")
     Traceback (most recent call last):
@@ -82,7 +82,7 @@ def read(path: Path) -> Any:
     OSError
         Where there is no file to read.
     ValueError
-        Where it is no JSON; names the file and what is wrong.
+        Where it is not JSON; names the file and what is wrong.
     """
     return parse(path.read_bytes(), path)
 

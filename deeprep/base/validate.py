@@ -113,7 +113,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
             ) from error
     raise TypeError(
         f"{name} is a {type(value).__name__}, expected a torch tensor, a NumPy array or an object "
-        "that speaks DLPack"
+        "with DLPack"
     )
 
 

@@ -1,8 +1,8 @@
 """The data sets a run can use, by name: one registry.
 
 All of them fit in memory and become one tensor: no worker processes, no copies per epoch. Only
-training splits are read, since that is what the paper measures. Sentences come from files of one's
-own (`text.py`).
+training splits are read, since that is what the paper measures. Sentences come from your own files
+(`text.py`).
 """
 
 from deeprep.data.registry import load_configured_data, load_data

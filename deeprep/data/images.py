@@ -1,4 +1,4 @@
-"""Images that need no known file names: scikit-learn's digits, and any folder of images."""
+"""scikit-learn's digits, and any folder with one subfolder of images per class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_digits() -> RawData:
     >>> len(load_digits().labels)
     1797
     """
-    from sklearn import datasets  # slow to import: only who asks for it pays
+    from sklearn import datasets  # slow, so imported only where it is needed
 
     digits = datasets.load_digits()
     images = torch.from_numpy(digits.images).float().div(16).unsqueeze(1)  # pixels count 0..16
@@ -37,9 +37,9 @@ def load_image_folder(data_dir: Path | None, image_size: int) -> RawData:
     Raises
     ------
     ValueError
-        No data_dir, or an image size below 1; from the reader, a file that is no whole image.
+        No data_dir, or an image size below 1; from the reader, a file that is not a whole image.
     FileNotFoundError
-        Data_dir does not exist or has no class folders with images in them.
+        data_dir does not exist or has no class folders with images in them.
     """
     if data_dir is None:
         raise ValueError("data_dir is None, expected the folder of an image-folder")
@@ -68,7 +68,7 @@ def load_image_folder(data_dir: Path | None, image_size: int) -> RawData:
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # whatever a decoder raises on bytes that mean something else
-            raise ValueError(f"{path} is damaged or no image ({error})") from error
+            raise ValueError(f"{path} is damaged or not an image ({error})") from error
         return pixels
 
     def read(indices: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ __all__ = ["load_cifar", "load_idx", "read_idx"]
 
 @dataclass(frozen=True)
 class _Source:
-    """How a data set is called by torchvision, and what its files are called."""
+    """What torchvision calls a data set, and the names of its files."""
 
     torchvision_name: str
     files: tuple[str, ...]
@@ -167,7 +167,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        Not an IDX file of bytes, or one that is cut short.
+        Not an IDX file of bytes, or one that is cut short or damaged.
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", 1998.
     """

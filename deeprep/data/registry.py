@@ -43,7 +43,7 @@ def load_data(
     Parameters
     ----------
     name
-        Digits (scikit-learn's 1797 images of 8 x 8), orthogonal (see `orthogonal`), mnist,
+        digits (scikit-learn's 1797 images of 8 x 8), orthogonal (see `orthogonal`), mnist,
         fashion-mnist, cifar10, cifar100, or image-folder (one folder of images per class).
     data_dir
         Searched for the files first; then ./data, ~/.cache/deeprep and /usr/share/datasets are.

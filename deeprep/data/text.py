@@ -86,7 +86,7 @@ def load_text(
     FileNotFoundError
         No such file.
     ValueError
-        A suffix other than these, no samples, bytes that are no UTF-8, or a line that is empty,
+        A suffix other than these, no samples, bytes that are not UTF-8, or a line that is empty,
         malformed, or lacks its label or its sentence, naming the line; classes or samples that
         the file does not have.
 
@@ -102,7 +102,7 @@ def load_text(
     if path.suffix.lower() not in TEXT_SUFFIXES:
         raise ValueError(f"data is {path}, expected one of {', '.join(TEXT_SUFFIXES)}")
     if not path.is_file():
-        raise FileNotFoundError(f"data {path} is no file")
+        raise FileNotFoundError(f"data {path} is not a file")
     content = _decode(path)
     read = _read_objects if path.suffix.lower() == ".jsonl" else _read_table
     labels, sentences = [], []
@@ -196,10 +196,10 @@ class TextBatches:
 def _decode(path: Path) -> str:
     content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")  # a mark that some editors put first is no text
+        return content.decode("utf-8-sig")  # without the byte order mark of some editors
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"data {path}, line {line}: no UTF-8 ({error.reason})") from error
+        raise ValueError(f"data {path}, line {line}: not UTF-8 ({error.reason})") from error
 
 
 def _read_table(path: Path, content: str) -> Iterator[tuple[int, str, str]]:

@@ -1,4 +1,4 @@
-"""Tokenizers that need nothing but the sentences, called as those of Hugging Face are."""
+"""Tokenizers that need nothing but the sentences, with the interface of Hugging Face's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Tokenizer(Protocol):
-    """What `TextBatches` asks of a tokenizer: a call as those of Hugging Face take it."""
+    """What `TextBatches` asks of a tokenizer: to be called like one of Hugging Face's."""
 
     def __call__(
         self,
@@ -47,7 +47,7 @@ class _PaddingTokenizer(ABC):
     ) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (N, T) int64, T <= max_length.
 
-        The arguments are those of Hugging Face's tokenizers, but only their values here will do.
+        The arguments are those of Hugging Face's tokenizers; only the defaults are supported.
         """
         if not padding or not truncation or return_tensors != "pt":
             given = f"{padding}, {truncation}, {return_tensors!r}"
@@ -77,13 +77,13 @@ class ByteTokenizer(_PaddingTokenizer):
     vocab_size = 257
 
     def _ids(self, sentence: str, max_length: int) -> Tensor:
-        # Copied, because torch warns of memory that must not be written to.
+        # A copy, since torch warns about read-only memory.
         row = np.frombuffer(sentence.encode()[:max_length], np.uint8).astype(np.int64)
         return torch.from_numpy(row + 1)
 
 
 class WordTokenizer(_PaddingTokenizer):
-    """Sentences as ids of their lower-case words, called as Hugging Face's tokenizers are.
+    """Sentences as ids of their lower-case words, with the interface of Hugging Face's.
 
     Id 0 pads on the right, 1 stands for every word outside of the vocabulary, and the words follow,
     the most frequent first. A sentence without a word is one unknown word.

@@ -1,6 +1,6 @@
 """One array in any number of files, NumPy's .npy or safetensors, read in blocks of rows.
 
-The files, shards, hold the rows one after the other; whoever asks for rows need not know which. The
+The files, shards, hold the rows one after the other; to read rows, one need not know in which. The
 features and the labels of a data set are two such arrays, and need not be cut at the same rows.
 """
 
@@ -222,7 +222,9 @@ def _open(
     if path.suffix == ".safetensors":
         shard = _open_safetensors(argument, path, tensor, num_axes)
     elif tensor is not None:
-        raise ValueError(f"{argument} {path} is no safetensors file that could hold {tensor!r}")
+        raise ValueError(
+            f"{argument} {path} is not a safetensors file, expected one that holds {tensor!r}"
+        )
     else:
         shard = _open_npy(argument, path, alike)
     if len(shard.shape) != num_axes or 0 in shard.shape[1:]:

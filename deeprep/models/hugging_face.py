@@ -37,7 +37,7 @@ def load_hugging_face(
     import_extra("transformers", f"model {name}")
     # Anything but a folder would be looked for on the network.
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model {name}: {folder} is no folder with a config.json")
+        raise FileNotFoundError(f"model {name}: {folder} is not a folder with a config.json")
 
     def read_folder(path: Path) -> Mapping[str, Tensor]:
         state: dict[str, Tensor] = _pretrained(path).state_dict()
@@ -87,7 +87,7 @@ def _pretrained(folder: Path) -> Any:
             folder, local_files_only=True, output_loading_info=True
         )
     missing = sorted(info["missing_keys"])
-    # Models trained with another head than a pooler come without one; it follows all layers.
+    # Models trained with another head come without a pooler, which follows all the layers.
     if any(not name.startswith("pooler.") for name in missing):
         raise ValueError(f"weights {folder} lack {listed(missing)}")
     if missing:
@@ -96,14 +96,14 @@ def _pretrained(folder: Path) -> Any:
 
 
 def _encoder(model: Any) -> Any:
-    """Return the half of a model that reads, where there is one that writes too."""
+    """Return the encoder of an encoder-decoder model, and any other model whole."""
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _tokenizer(name: str, folder: Path) -> Any:
     transformers = importlib.import_module("transformers")
     advice = "put one there with tokenizer.save_pretrained"
-    # transformers would make up one without words.
+    # transformers would invent one with an empty vocabulary.
     if not any(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
         raise FileNotFoundError(f"model {name} has no tokenizer in {folder}; {advice}")
     try:
@@ -111,7 +111,7 @@ def _tokenizer(name: str, folder: Path) -> Any:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except ValueError as error:
         raise ValueError(f"model {name} has no tokenizer that loads: {error}; {advice}") from error
-    if tokenizer.pad_token is None:  # of GPT-2, for example; what pads is masked anyway
+    if tokenizer.pad_token is None:  # GPT-2, for example; the padding is masked anyway
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise ValueError(

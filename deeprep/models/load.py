@@ -1,9 +1,9 @@
-"""Models by name: torchvision's, timm's, local Hugging Face folders, and anybody's own factory.
+"""Models by name: torchvision's, timm's, local Hugging Face folders, and your own factories.
 
 resnet18                 a torchvision classifier
 timm:vit_tiny_patch16_224    a timm model
 hf:path/to/folder        a Hugging Face model in a local folder
-package.module:factory   what a function or class of one's own returns
+package.module:factory   what your own function or class returns
 
 Nothing is ever downloaded: weights are random, or read from local files.
 """
@@ -114,7 +114,7 @@ def _timm(
     return LoadedModel(name, build(num_classes), num_classes, build=build)
 
 
-# ----------------------------------------------------------------- one's own models
+# ----------------------------------------------------------------- your own models
 
 
 def _own(name: str, num_classes: int, input_shape: tuple[int, ...] | None) -> LoadedModel:

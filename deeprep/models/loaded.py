@@ -1,4 +1,4 @@
-"""A model that was built by name and takes weights from files: what every kind of name leads to."""
+"""A model that was built by name, of whatever kind, and takes weights from files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LoadedModel:
     name
         What it was built by.
     module
-        The model. A vision model stands behind an entrance, see `deeprep.models.FittedImages`.
+        The model. Images are fitted to a vision model first, see `deeprep.models.FittedImages`.
     num_outputs
         What it was built with, where it has so many outputs: K, or as many as its weights have.
     weights
@@ -40,9 +40,9 @@ class LoadedModel:
     read_folder
         Reads the state dict in a folder; None where its weights are in files only.
     tokenizer
-        Takes sentences to ids, where the data are text.
+        Turns sentences into ids, where the data are text.
     max_length
-        Tokens of a sentence that it takes.
+        Most tokens of a sentence that it takes.
     """
 
     name: str
@@ -82,7 +82,7 @@ class LoadedModel:
 
 
 def _network(module: nn.Module) -> nn.Module:
-    """Return the network itself, whose weights files hold, without the entrance before it."""
+    """Return the network whose weights the files hold, without what fits images to it."""
     return module.network if isinstance(module, FittedImages) else module
 
 
@@ -108,7 +108,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether it was raised by a line of deeprep: if it should not have been, a bug to be seen."""
+    """Whether it was raised by a line of deeprep, and so may be a bug that must not be hidden."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(_HERE)
 
@@ -123,7 +123,7 @@ def check_images(name: str, input_shape: tuple[int, ...] | None, channels: int) 
 
 
 def import_extra(package: str, whose: str) -> Any:
-    """Import a library that deeprep does without, for what needs it.
+    """Import an optional library for the feature that needs it.
 
     >>> import_extra("tim", "model timm:resnet10t")
     Traceback (most recent call last):
@@ -133,7 +133,7 @@ def import_extra(package: str, whose: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:  # it is there, but itself lacks something
+        if error.name != package:  # it is installed, but something that it imports is not
             raise
         raise ImportError(
             f"{whose} needs {package}, which is not installed: pip install {package}"

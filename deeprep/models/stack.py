@@ -136,13 +136,12 @@ class LayerStack(nn.Module):
 def initialize(linear: nn.Linear, init: Init, scale: float) -> None:
     """Overwrite the weight W (out, in) of a Linear in place, and its bias, if any, with zeros.
 
-    "orthogonal": scale * Q, Q with orthonormal rows (or columns, if out > in) drawn uniformly
-    (Saxe et al.
-        2014). A wide first layer thus sees all its inputs, which padding a square Q with zeros
-        would not.
-    "gaussian": independent entries N(0, scale^2 / in), so that |W x| is about scale * |x| when out
-    = in.
-    "identity": scale on the diagonal, zero elsewhere.
+    - "orthogonal": scale * Q, Q with orthonormal rows (or columns, if out > in) drawn uniformly
+      (Saxe et al. 2014). A wide first layer then uses all its inputs, which a square Q padded with
+      zeros would not.
+    - "gaussian": independent entries N(0, scale^2 / in), so that |W x| is about scale * |x| where
+      out = in.
+    - "identity": scale on the diagonal, zero elsewhere.
 
     Raises
     ------

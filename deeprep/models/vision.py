@@ -22,13 +22,13 @@ def vision_names() -> tuple[str, ...]:
     >>> "resnet18" in vision_names()
     True
     """
-    from torchvision import models  # seconds to import: only who asks for it pays
+    from torchvision import models  # takes seconds, so imported only where it is needed
 
     return tuple(models.list_models(module=models))
 
 
 class FittedImages(nn.Module):
-    """A network behind an entrance that fits the images to it.
+    """A network, and before it a step that fits the images to it.
 
     Parameters
     ----------
@@ -75,9 +75,9 @@ class FittedImages(nn.Module):
 
 
 class VisionModel(FittedImages):
-    """A torchvision classifier with random weights behind an entrance that fits the images to it.
+    """A torchvision classifier with random weights, and a step that fits the images to it.
 
-    The entrance repeats a single channel three times and enlarges images whose shorter side is
+    This step repeats a single channel three times and enlarges images whose shorter side is
     under `least_size` bilinearly to that size; larger images pass unchanged, except for vision
     transformers, which take one size only, to which all images are resized. The classifier itself
     is `network`; its outputs are (N, K). Auxiliary classifiers (GoogLeNet, Inception) are left out:

@@ -22,9 +22,9 @@ from deeprep.base.paths import natural_order
 
 __all__ = ["fit_state", "listed", "load_state", "num_outputs_of", "read_state", "weight_files"]
 
-# Under which trainers keep the weights, in a checkpoint that holds more than them.
+# The keys of the weights in trainers' checkpoints, which hold more than them.
 _NESTED = ("model", "state_dict", "model_state_dict", "module")
-# Which wrappers put before every name: DDP, torch.compile, Lightning, `FittedImages`.
+# The prefixes that wrappers put before every name: DDP, torch.compile, Lightning, `FittedImages`.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
 _MAX_LISTED = 4
 
@@ -71,7 +71,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         A file that is damaged, holds anything but tensors and plain data, or holds no state dict.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"weights {path} is no file")
+        raise FileNotFoundError(f"weights {path} is not a file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

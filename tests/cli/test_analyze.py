@@ -293,7 +293,7 @@ def test_a_run_directory_is_measured_anew_where_asked(run_directory, capsys):
     [
         (["resnet18"], "data is left out, expected digits, orthogonal, mnist"),
         (["resnet18", "--data", "digit"], "data is 'digit', expected digits, orthogonal"),
-        (["resnet18", "--data", "none.tsv"], "data none.tsv is no file"),
+        (["resnet18", "--data", "none.tsv"], "data none.tsv is not a file"),
         (["resnt18", *DIGITS], "model is 'resnt18', expected"),
         (["own_models:cnn", *DIGITS, "--layers", "layer9"], "layers holds 'layer9'"),
         (["own_models:cnn", *DIGITS, "--weights", "x*.pt"], "weights x*.pt matches no file"),

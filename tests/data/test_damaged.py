@@ -116,5 +116,5 @@ def test_a_broken_image_is_named(tmp_path, suffix):
             load_data("image-folder", data_dir=tmp_path, image_size=8)
         except ValueError as error:
             messages.append(str(error))
-    assert all(message.startswith(f"{path} is damaged or no image (") for message in messages)
+    assert all(message.startswith(f"{path} is damaged or not an image (") for message in messages)
     assert len(messages) > 20

@@ -112,7 +112,7 @@ def test_quotation_marks_in_a_csv_file_are_those_of_the_csv_module(write, tmp_pa
             'x,a\ny,"No" he said\n',
             "line 2: ',' expected after '\"'; a .* in a .tsv file it st",
         ),
-        ("a.csv", b"x,a\nx,\xff\n", "line 2: no UTF-8"),
+        ("a.csv", b"x,a\nx,\xff\n", "line 2: not UTF-8"),
         ("a.jsonl", '{"label": 1, "text": "a"}\n\n', "line 2 is not valid JSON: Expecting value"),
         ("a.jsonl", "[" * 10**5, "line 1 is not valid JSON: it is nested too deeply"),
         ("a.jsonl", '{"label": ' + "1" * 5000, "line 1 is not valid JSON: Exceeds the limit"),

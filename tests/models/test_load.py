@@ -237,7 +237,7 @@ def test_hugging_face_folder(bert, tmp_path):
 
 def test_hugging_face_errors(bert, tmp_path):
     folder, _ = bert
-    with pytest.raises(FileNotFoundError, match="is no folder with a config"):
+    with pytest.raises(FileNotFoundError, match="is not a folder with a config"):
         load_model("hf:bert-base-uncased", 2)  # not on the network
     with (
         pytest.warns(UserWarning, match="pooler"),

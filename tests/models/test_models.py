@@ -84,7 +84,7 @@ def test_torchvision_models_accept_small_grey_images():
     assert model.network.fc.out_features == 7
 
 
-def test_entrance_enlarges_to_what_the_network_needs_and_no_more():
+def test_images_are_enlarged_to_what_the_network_needs_and_no_more():
     model = VisionModel("squeezenet1_1", (3, 16, 24), 5).eval()
     sizes = []
     model.network.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape))

@@ -117,7 +117,7 @@ class Whole(nn.Linear):
         ("a.pt", lambda p: torch.save(Whole(1, 1), p), "code is never loaded"),
         ("a.pt", lambda p: torch.save([1, 2], p), "holds a list, expected a state dict"),
         ("a.pt", lambda p: torch.save({"epoch": 3}, p), "holds a dict with epoch, expected"),
-        ("a.pt", lambda p: p.mkdir(), "a.pt is no file"),
+        ("a.pt", lambda p: p.mkdir(), "a.pt is not a file"),
     ],
 )
 def test_files_that_are_no_weights(tmp_path, name, write, message):
