@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import stat
+import tracemalloc
 import warnings
 
 import pytest
@@ -281,3 +282,13 @@ def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path, monkeypa
         make_state(full=True).save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["state.safetensors"]
+
+
+def test_large_tensors_are_not_copied_to_be_written_or_checked(tmp_path):
+    state = ClassScatter(1000, 1000)
+    tracemalloc.start()
+    state.save(tmp_path / "state.safetensors")
+    ClassScatter.load(tmp_path / "state.safetensors")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < state.means.nbytes / 8
