@@ -37,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def errors_naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
-    """Have an OSError that names no file, as that of a full disk, or another one, name `path`.
+    """Have an OSError name `path` where it names no file, as on a full disk, or `instead_of`.
 
     >>> with errors_naming(Path("a.txt")):
     ...     raise OSError(28, "No space left on device")

@@ -7,7 +7,7 @@ these names as keys.
 
 In a .tsv file a quotation mark is a character like any other. In a .csv file it is what Python's
 csv module and spreadsheets make of it: a sentence with commas, line breaks or quotation marks
-stands in quotation marks, and each of its own is doubled.
+is itself quoted, and its own quotation marks are doubled.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ def _read_table(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
             line = reader.line_num + 1
     except csv.Error as error:
         advice = (
-            "; a sentence with quotation marks stands in quotation marks, each of its own doubled: "
-            '"She said ""no"""; in a .tsv file it stands as it is'
+            "; in a .csv file a sentence with quotation marks is itself quoted, and its own marks "
+            'are doubled, "She said ""no"""; in a .tsv file they mean nothing special'
         )
         raise ValueError(f"data {path}, line {line}: {error}{advice if quoted else ''}") from error
 

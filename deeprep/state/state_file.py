@@ -173,8 +173,8 @@ def _check_checksums(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     # With a checksum in it, a file is not older than checksums, whatever it says.
     if metadata["version"] == _WITHOUT_CHECKSUM and _CHECKSUM not in metadata:
         warn(
-            f"{path} was written by an older deeprep, without a checksum: damage to its numbers "
-            "cannot be noticed; load it and save it again to add one"
+            f"{path} was written by an older deeprep, without a checksum: damage to it would go "
+            "unnoticed; load it and save it again to add one"
         )
         return
     found = {_CHECKSUM: _header_checksum(tensors, metadata)}
@@ -184,7 +184,7 @@ def _check_checksums(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
             what = key.removeprefix(_CHECKSUM).removeprefix(".") or "its header"
             raise ValueError(
                 f"{path} is damaged: {what} has checksum {value}, expected {metadata.get(key)}, "
-                "which was written with it"
+                "which it records itself"
             )
 
 

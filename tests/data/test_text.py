@@ -105,12 +105,12 @@ def test_quotation_marks_in_a_csv_file_are_those_of_the_csv_module(write, tmp_pa
         (
             "a.csv",
             'x,a\ny,"open\nz,c\n',
-            "line 2: unexpected end of data; a sentence with quotation",
+            "line 2: unexpected end of data; in a .csv file a sentence",
         ),
         (
             "a.csv",
             'x,a\ny,"No" he said\n',
-            "line 2: ',' expected after '\"'; a .* in a .tsv file it st",
+            "line 2: ',' expected after '\"'; .* in a .tsv file they mean",
         ),
         ("a.csv", b"x,a\nx,\xff\n", "line 2: not UTF-8"),
         ("a.jsonl", '{"label": 1, "text": "a"}\n\n', "line 2 is not valid JSON: Expecting value"),

@@ -213,7 +213,7 @@ def test_no_cut_is_taken_for_a_file(tmp_path, full):
     [
         (
             lambda tensors, metadata: tensors["sumsq"].mul_(2),
-            r"is damaged: sumsq has checksum \w{32}, expected \w{32}, which was written with it",
+            r"is damaged: sumsq has checksum \w{32}, expected \w{32}, which it records itself",
         ),
         (
             lambda tensors, metadata: tensors.update(
