@@ -28,7 +28,7 @@ Feature Compression and Discrimination" (JMLR 26(220), 2025). Without a name, li
 
 Each figure leaves a picture, its numbers as JSON and a table paper | ours | verdict. A verdict that
 fails is printed as failed, with what is known of the reason, and is no error: the exit status is 1
-only if a figure could not be computed, or with --strict if a verdict failed that is not known to.
+only if a figure could not be computed, or with --strict if a verdict is not as it is known to be.
 
 `report` writes docs/reproduction.md from the results; `report --help` tells more.
 
@@ -59,7 +59,7 @@ class _CommandLine:
     out: Path = Path("runs/experiments")
     """Results go to a directory in here for each figure; an earlier result is replaced."""
     strict: _Flag = False
-    """Exit with status 1 also if a verdict failed that is not known to fail."""
+    """Exit with status 1 also if a verdict failed that is not known to fail, or passed that is."""
 
 
 def main(arguments: list[str] | None = None) -> int:

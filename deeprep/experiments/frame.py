@@ -59,7 +59,7 @@ class Check:
         Why the two may differ; printed with a failed verdict.
     known
         It is known to fail, for the reason in `explanation`: shown as failed all the same, but no
-        surprise to a program that asks whether the code still does what it did.
+        surprise. To pass would be one: then the reason no longer holds.
     """
 
     quantity: str
@@ -69,6 +69,18 @@ class Check:
     tolerance: str
     explanation: str = ""
     known: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words: passed, failed, or passed although it is known to fail."""
+        if not self.passed:
+            return "failed"
+        return "passed, known to fail" if self.known else "passed"
+
+    @property
+    def is_surprise(self) -> bool:
+        """Whether it failed and is not known to, or is known to fail and passed."""
+        return self.passed == self.known
 
 
 def check_close(

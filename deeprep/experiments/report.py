@@ -238,6 +238,8 @@ def _differences(result: Result) -> Iterator[str]:
         same = [check.quantity for check in result.failed if check.explanation == reason]
         names = _escaped("; ".join(same))
         notes.append(f"- **failed**: {names}. {_escaped(_sentence(reason or 'not explained'))}")
+    if unexpected := [check.quantity for check in result.surprises if check.passed]:
+        notes.append(f"- **known to fail, and passed**: {_escaped('; '.join(unexpected))}.")
     if _size(result) == "reduced":
         command = f"`{_COMMAND} {result.name} --full`"
         notes.append(f"- The size is reduced, the claim is the same; {command} has the full one.")
@@ -279,7 +281,7 @@ def _run(result: Result) -> Iterator[str]:
 
 def _row(check: Check) -> tuple[str, ...]:
     """A verdict as the cells of a table."""
-    verdict = "passed" if check.passed else "**failed**"
+    verdict = check.verdict if check.verdict == "passed" else f"**{check.verdict}**"
     cells = (check.quantity, _plain(check.paper), _plain(check.ours), check.tolerance)
     return (*map(_escaped, cells), verdict)
 

@@ -79,8 +79,8 @@ class Result:
 
     @property
     def surprises(self) -> list[Check]:
-        """The verdicts that failed and are not known to."""
-        return [check for check in self.failed if not check.known]
+        """The verdicts that failed and are not known to, and known failures that passed."""
+        return [check for check in self.checks if check.is_surprise]
 
     def table(self) -> Table:
         """Return the table paper | ours | verdict."""
@@ -91,9 +91,9 @@ class Result:
         table.add_column("tolerance")
         table.add_column("verdict")
         for check in self.checks:
-            verdict = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
+            style = "bold red" if check.is_surprise or not check.passed else "green"
             cells = (check.quantity, _text(check.paper), _text(check.ours), check.tolerance)
-            table.add_row(*map(escape, cells), verdict)
+            table.add_row(*map(escape, cells), f"[{style}]{check.verdict}[/]")
         return table
 
 
@@ -151,6 +151,10 @@ def perform(
         quantities = "; ".join(c.quantity for c in result.failed if c.explanation == reason)
         line = f"[bold red]failed[/] {escape(quantities)}\n  {escape(reason or 'not explained')}"
         console.print(line, soft_wrap=True, highlight=False)
+    for check in result.surprises:
+        if check.passed:
+            line = f"[bold red]known to fail, and passed:[/] {escape(check.quantity)}"
+            console.print(line, soft_wrap=True, highlight=False)
     passed = len(result.checks) - len(result.failed)
     summary = f"{passed} of {len(result.checks)} verdicts passed, {result.seconds:.0f} s computing"
     console.print(f"{summary}, written to {escape(str(directory))}\n", highlight=False)

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 import deeprep
 from deeprep.experiments import __main__ as command_line
 from deeprep.experiments import errata, report
-from deeprep.experiments.frame import Experiment, Options, check_that
+from deeprep.experiments.frame import Check, Experiment, Options, check_that
 from deeprep.experiments.results import load_result, perform
 
 
@@ -104,9 +105,10 @@ def test_results_that_are_not_found_again_are_kept(docs, tmp_path):
 
 
 def failing(explanation):
-    verdict = check_that("a | b", False, "x", float("nan"), "none", explanation)
-    from matplotlib.figure import Figure
+    return judged(check_that("a | b", False, "x", float("nan"), "none", explanation))
 
+
+def judged(verdict):
     return Experiment(
         name="errata",
         title="a title",
@@ -132,6 +134,19 @@ def test_a_failed_verdict_and_remarks_stay_visible(tmp_path, monkeypatch):
     assert "| a \\| b | x | nan | none | **failed** |" in text
     assert "- **failed**: a \\| b. The paper's data are other ones." in text
     assert "- The tolerance was found last." in text
+    assert check(tmp_path / "docs") == 0
+
+
+@pytest.mark.usefixtures("only_errata")
+def test_a_known_failure_that_passes_is_pointed_out(tmp_path, monkeypatch):
+    verdict = Check("q", 1.0, 1.0, True, "none", "a known reason", known=True)
+    monkeypatch.setattr(report, "load_experiment", lambda name: judged(verdict))
+    perform(judged(verdict), Options(), tmp_path / "out", Console(quiet=True))
+    (tmp_path / "docs").mkdir()
+    assert report.main(["--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")]) == 0
+    text = (tmp_path / "docs/reproduction.md").read_text()
+    assert "| q | 1 | 1 | none | **passed, known to fail** |" in text
+    assert "- **known to fail, and passed**: q." in text
     assert check(tmp_path / "docs") == 0
 
 

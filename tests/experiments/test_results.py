@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from deeprep.experiments import EXPERIMENTS, __main__, load_experiment
 from deeprep.experiments.frame import (
+    Check,
     Experiment,
     Options,
     Setting,
@@ -131,6 +133,34 @@ def test_a_part_is_the_same_fresh_and_found(tmp_path):
     assert part(False) == part(True) == {"x": [1.5, math.inf], "3": None}
 
 
+def known_to_fail(passed):
+    return Check("known", 1.0, 1.0, passed, "2.0%", "a known reason", known=True)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "surprising"),
+    [
+        (check_close("q", 1.0, 1.0, 0.02), "passed", False),
+        (check_close("q", 1.0, 2.0, 0.02), "failed", True),
+        (known_to_fail(False), "failed", False),
+        (known_to_fail(True), "passed, known to fail", True),
+    ],
+)
+def test_a_verdict_that_is_not_as_known_is_a_surprise(check, verdict, surprising):
+    assert check.verdict == verdict
+    assert check.is_surprise is surprising
+
+
+def test_a_known_failure_that_passes_shows_in_the_table_and_in_words(tmp_path):
+    toy = Toy()
+    toy.experiment = replace(toy.experiment, check=lambda numbers: [known_to_fail(True)])
+    result, printed = run(toy, tmp_path)
+    assert result.surprises == result.checks
+    assert result.failed == []
+    assert "passed, known to fail" in printed
+    assert "known to fail, and passed: known" in printed
+
+
 def test_verdicts():
     assert check_close("q", -2.0, -2.03, 0.02).passed
     assert not check_close("q", 2.0, 2.05, 0.02).passed
@@ -178,3 +208,11 @@ def test_a_failed_verdict_is_no_error_unless_asked(monkeypatch, tmp_path):
     monkeypatch.setattr(__main__, "load_experiment", lambda name: Toy().experiment)
     assert __main__.main(["toy", "--out", str(tmp_path)]) == 0
     assert __main__.main(["toy", "--out", str(tmp_path), "--strict"]) == 1
+
+
+@pytest.mark.parametrize(("passes", "status"), [(False, 0), (True, 1)])
+def test_strict_takes_known_failures_unless_they_pass(monkeypatch, tmp_path, passes, status):
+    experiment = replace(Toy().experiment, check=lambda numbers: [known_to_fail(passes)])
+    monkeypatch.setattr(__main__, "load_experiment", lambda name: experiment)
+    assert __main__.main(["toy", "--out", str(tmp_path)]) == 0
+    assert __main__.main(["toy", "--out", str(tmp_path), "--strict"]) == status
