@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deeprep.experiments.frame import Experiment
+    from deeprep.experiments.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "load_experiment"]
 

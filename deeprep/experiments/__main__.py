@@ -17,7 +17,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deeprep.base.console import print_error
 from deeprep.experiments import EXPERIMENTS, load_experiment, report
-from deeprep.experiments.frame import Options
+from deeprep.experiments.experiment import Options
 from deeprep.experiments.results import perform
 from deeprep.run.device import choose_device
 

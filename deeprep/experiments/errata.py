@@ -18,8 +18,15 @@ from torch import Tensor, nn
 
 from deeprep.data import Batches, load_data
 from deeprep.experiments.deep_linear import one_thread, train_reduced
+from deeprep.experiments.experiment import (
+    Check,
+    Experiment,
+    Options,
+    Setting,
+    check_close,
+    check_that,
+)
 from deeprep.experiments.fig6 import FIGURE, PAPER_SEEDS, READING_ERROR, RUN
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.metrics import compression, discrimination
 from deeprep.models import ModelSettings, build_model

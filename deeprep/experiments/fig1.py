@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from deeprep.base.validate import chosen
 from deeprep.data import Batches, DatasetName, DataSettings
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
+from deeprep.experiments.experiment import (
+    Check,
+    Experiment,
+    Options,
+    Setting,
+    check_close,
+    check_that,
+)
 from deeprep.experiments.training import (
     as_numbers,
     kept_in,

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deeprep.experiments import fig1
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_that
+from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
 from deeprep.experiments.training import layer_features
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.run.record import RunDirectory

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from deeprep.experiments.deep_linear import Synthetic, train_directly
-from deeprep.experiments.frame import (
+from deeprep.experiments.experiment import (
     Check,
     Experiment,
     Options,

@@ -18,8 +18,7 @@ from torch.func import replace_all_batch_norm_modules_
 
 from deeprep.data import Batches
 from deeprep.experiments.deep_linear import Synthetic, one_thread
-from deeprep.experiments.fig4a import FIRST_SAMPLE_FACTOR
-from deeprep.experiments.frame import (
+from deeprep.experiments.experiment import (
     Check,
     Experiment,
     Options,
@@ -28,6 +27,7 @@ from deeprep.experiments.frame import (
     check_inside,
     check_that,
 )
+from deeprep.experiments.fig4a import FIRST_SAMPLE_FACTOR
 from deeprep.experiments.layer_panels import Curve, layer_panels
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.models import LayerStack

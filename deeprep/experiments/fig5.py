@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from deeprep.experiments import fig1
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
+from deeprep.experiments.experiment import (
+    Check,
+    Experiment,
+    Options,
+    Setting,
+    check_close,
+    check_that,
+)
 from deeprep.experiments.layer_panels import Curve, layer_panels
 from deeprep.experiments.training import as_numbers
 from deeprep.experiments.workspace import Numbers, Workspace

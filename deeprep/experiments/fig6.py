@@ -18,7 +18,14 @@ import torch
 from matplotlib.figure import Figure
 
 from deeprep.experiments.deep_linear import GradientDescent, Synthetic, train_reduced
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
+from deeprep.experiments.experiment import (
+    Check,
+    Experiment,
+    Options,
+    Setting,
+    check_close,
+    check_that,
+)
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.theory import (
     balance_errors,

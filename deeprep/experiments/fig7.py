@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from deeprep.data import DatasetName, DataSettings, load_data
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_that
+from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
 from deeprep.experiments.training import as_numbers, kept_in, run_identity, train_network
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.models import ModelSettings

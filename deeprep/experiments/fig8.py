@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deeprep.data import Batches, DatasetName, load_data
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_that
+from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.metrics import probe
 from deeprep.models.projection import ProjectionNetwork, conv_extractor, resnet50_extractor

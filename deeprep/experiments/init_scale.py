@@ -13,7 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from deeprep.experiments.deep_linear import Synthetic, train_directly
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_close, check_that
+from deeprep.experiments.experiment import (
+    Check,
+    Experiment,
+    Options,
+    Setting,
+    check_close,
+    check_that,
+)
 from deeprep.experiments.layer_panels import Curve, layer_panels
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.theory import dln_compression_ratio

@@ -33,7 +33,7 @@ from deeprep.base.paths import atomic_path, write_text
 from deeprep.base.validate import require
 from deeprep.experiments import EXPERIMENTS, load_experiment
 from deeprep.experiments.errata import ERRATA
-from deeprep.experiments.frame import Check, Options
+from deeprep.experiments.experiment import Check, Options
 from deeprep.experiments.results import Result, load_result
 
 __all__ = ["collect", "find_differences", "forget_failure", "main", "note_failure", "render"]

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeprep.base import strict_json
-from deeprep.experiments.frame import Check, Experiment, Options, Setting
+from deeprep.experiments.experiment import Check, Experiment, Options, Setting
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.plots.canvas import save
 from deeprep.run.record import environment

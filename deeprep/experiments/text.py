@@ -25,7 +25,7 @@ from deeprep.base.paths import atomic_path
 from deeprep.data import Batches, TextBatches, TextData, load_text
 from deeprep.data.tokenizers import WordTokenizer
 from deeprep.experiments.deep_linear import one_thread
-from deeprep.experiments.frame import Check, Experiment, Options, Setting, check_that
+from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
 from deeprep.experiments.layer_panels import Curve, layer_panels
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.models.sentence import SentenceEncoder

@@ -9,7 +9,7 @@ import torch
 
 from deeprep.experiments import EXPERIMENTS, fig4a, fig4b, fig6, init_scale, load_experiment, rates
 from deeprep.experiments.deep_linear import train_directly
-from deeprep.experiments.frame import Options
+from deeprep.experiments.experiment import Options
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import torch
 
 from deeprep.data import DataSettings, mnist_cifar
 from deeprep.experiments import fig1, fig3, fig5, fig7, training
-from deeprep.experiments.frame import Options
+from deeprep.experiments.experiment import Options
 from deeprep.experiments.training import layer_features, train_network
 from deeprep.experiments.workspace import Workspace
 from deeprep.models import ModelSettings

@@ -11,7 +11,7 @@ from rich.console import Console
 import deeprep
 from deeprep.experiments import __main__ as command_line
 from deeprep.experiments import errata, report
-from deeprep.experiments.frame import Check, Experiment, Options, check_that
+from deeprep.experiments.experiment import Check, Experiment, Options, check_that
 from deeprep.experiments.results import load_result, perform
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from deeprep.experiments import EXPERIMENTS, __main__, load_experiment
-from deeprep.experiments.frame import (
+from deeprep.experiments.experiment import (
     Check,
     Experiment,
     Options,

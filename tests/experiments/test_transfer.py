@@ -12,7 +12,7 @@ import torch
 from deeprep.data import TextBatches, TextData, load_text
 from deeprep.data.tokenizers import WordTokenizer
 from deeprep.experiments import __main__, fig8, text
-from deeprep.experiments.frame import Options
+from deeprep.experiments.experiment import Options
 from deeprep.models.projection import ProjectionNetwork, conv_extractor, resnet50_extractor
 from deeprep.models.sentence import SentenceEncoder
 from deeprep.probe import analyze
