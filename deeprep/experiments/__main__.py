@@ -17,6 +17,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deeprep.base.console import print_error
 from deeprep.experiments import EXPERIMENTS, load_experiment, report
+from deeprep.experiments.collection import forget_failure, note_failure
 from deeprep.experiments.experiment import Options
 from deeprep.experiments.results import perform
 from deeprep.run.device import choose_device
@@ -95,10 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, ArithmeticError, OSError, ImportError, MemoryError) as error:
             # The other figures do not depend on this one.
             print_error(f"{experiment.name}: {error}")
-            report.note_failure(command.out, experiment.name, error)
+            note_failure(command.out, experiment.name, error)
             failed += 1
         else:
-            report.forget_failure(command.out, experiment.name)
+            forget_failure(command.out, experiment.name)
             failed += command.strict and bool(result.surprises)
     return int(failed > 0)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import deeprep
 from deeprep.experiments import __main__ as command_line
-from deeprep.experiments import errata, report
+from deeprep.experiments import collection, errata, page, report
 from deeprep.experiments.experiment import Check, Experiment, Options, check_that
 from deeprep.experiments.results import load_result, perform
 
@@ -24,7 +24,8 @@ def errata_out(tmp_path_factory):
 
 @pytest.fixture
 def only_errata(monkeypatch):
-    monkeypatch.setattr(report, "EXPERIMENTS", {"errata": "deeprep.experiments.errata"})
+    for module in (collection, page, report):
+        monkeypatch.setattr(module, "EXPERIMENTS", {"errata": "deeprep.experiments.errata"})
 
 
 @pytest.fixture
@@ -78,12 +79,12 @@ def test_the_report_shows_pictures_verdicts_settings_and_machine(docs, errata_ou
 
 def test_the_check_accepts_what_the_results_give_and_nothing_else(docs, capsys):
     assert check(docs) == 0
-    page = docs / "reproduction.md"
-    text = page.read_text()
-    page.write_text(text.replace("| 1024 | 3072 |", "| 3072 | 3072 |"))
+    path = docs / "reproduction.md"
+    text = path.read_text()
+    path.write_text(text.replace("| 1024 | 3072 |", "| 3072 | 3072 |"))
     assert check(docs) == 1
     assert "is not what its results give" in capsys.readouterr().err
-    page.write_text(text)
+    path.write_text(text)
     (docs / "images/reproduction/errata.png").unlink()
     assert check(docs) == 1
     assert "no picture" in capsys.readouterr().err
@@ -102,6 +103,11 @@ def test_results_that_are_not_found_again_are_kept(docs, tmp_path):
     text = (docs / "reproduction.md").read_text()
     assert report.main(["--out", str(tmp_path / "nothing"), "--docs", str(docs)]) == 0
     assert (docs / "reproduction.md").read_text() == text
+
+
+def replace_errata(monkeypatch, experiment):
+    for module in (page, report):
+        monkeypatch.setattr(module, "load_experiment", lambda name: experiment)
 
 
 def failing(explanation):
@@ -125,7 +131,7 @@ def judged(verdict):
 @pytest.mark.usefixtures("only_errata")
 def test_a_failed_verdict_and_remarks_stay_visible(tmp_path, monkeypatch):
     experiment = failing("the paper's data are other ones")
-    monkeypatch.setattr(report, "load_experiment", lambda name: experiment)
+    replace_errata(monkeypatch, experiment)
     perform(experiment, Options(), tmp_path / "out", Console(quiet=True))
     (tmp_path / "docs").mkdir()
     assert report.main(["--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")]) == 0
@@ -140,7 +146,7 @@ def test_a_failed_verdict_and_remarks_stay_visible(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("only_errata")
 def test_a_known_failure_that_passes_is_pointed_out(tmp_path, monkeypatch):
     verdict = Check("q", 1.0, 1.0, True, "none", "a known reason", known=True)
-    monkeypatch.setattr(report, "load_experiment", lambda name: judged(verdict))
+    replace_errata(monkeypatch, judged(verdict))
     perform(judged(verdict), Options(), tmp_path / "out", Console(quiet=True))
     (tmp_path / "docs").mkdir()
     assert report.main(["--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")]) == 0
