@@ -38,7 +38,7 @@ Examples:
   python -m deeprep.experiments fig4a
   python -m deeprep.experiments all --resume
   python -m deeprep.experiments fig6 --full --out results
-  python -m deeprep.experiments report [--check]"""
+  python -m deeprep.experiments report [--check | --redraw]"""
 
 _Flag = Annotated[bool, FlagCreatePairsOff]
 

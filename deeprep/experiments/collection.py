@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from deeprep.base import strict_json
 from deeprep.base.paths import atomic_path
-from deeprep.experiments import EXPERIMENTS
+from deeprep.experiments import EXPERIMENTS, load_experiment
 from deeprep.experiments.results import Result, load_result
+from deeprep.plots.canvas import save
 
 __all__ = [
     "collect",
@@ -25,6 +28,7 @@ __all__ = [
     "kept_reasons",
     "kept_result",
     "note_failure",
+    "redraw",
 ]
 
 _WIDEST = 1200  # pixels of a picture
@@ -50,7 +54,7 @@ def collect(out: Path, docs: Path) -> list[str]:
     -------
     The names of the experiments of which there was a result.
     """
-    results, images = docs / "reproduction", docs / "images" / "reproduction"
+    results, images = _directories(docs)
     for directory in (results, images):
         directory.mkdir(parents=True, exist_ok=True)
     reasons = kept_reasons(docs)
@@ -74,22 +78,54 @@ def collect(out: Path, docs: Path) -> list[str]:
     return collected
 
 
+def redraw(docs: Path) -> list[str]:
+    """Draw the figures and judge the verdicts anew, from the numbers that the documentation keeps.
+
+    Nothing is computed: for code that draws or judges in another way than when the numbers were.
+
+    Returns
+    -------
+    The names of the experiments of which there is a result.
+    """
+    results, images = _directories(docs)
+    redrawn = []
+    for name in EXPERIMENTS:
+        result = kept_result(docs, name)
+        if result is None:
+            continue
+        experiment = load_experiment(name)
+        judged = replace(result, checks=experiment.check(result.numbers))
+        strict_json.write(results / f"{name}.json", asdict(judged))
+        with TemporaryDirectory() as scratch:
+            picture = Path(scratch) / "figure.png"
+            save(experiment.plot(result.numbers), picture)
+            images.mkdir(parents=True, exist_ok=True)
+            _shrink(picture, images / f"{name}.png")
+        redrawn.append(name)
+    return redrawn
+
+
+def _directories(docs: Path) -> tuple[Path, Path]:
+    """Return where results and pictures are kept."""
+    return docs / "reproduction", docs / "images" / "reproduction"
+
+
 def kept_result(docs: Path, name: str) -> Result | None:
     """Return the result of an experiment that the documentation keeps, if there is one."""
-    path = docs / "reproduction" / f"{name}.json"
+    path = _directories(docs)[0] / f"{name}.json"
     return load_result(path) if path.is_file() else None
 
 
 def kept_reasons(docs: Path) -> dict[str, str]:
     """Return why experiments could not be run, by name."""
-    path = docs / "reproduction" / _NOT_RUN
+    path = _directories(docs)[0] / _NOT_RUN
     reasons: dict[str, str] = strict_json.read(path) if path.is_file() else {}
     return {name: reason for name, reason in reasons.items() if name in EXPERIMENTS}
 
 
 def kept_pictures(docs: Path, name: str) -> list[Path]:
     """Return the pictures of an experiment in the documentation, its main figure first."""
-    images = docs / "images" / "reproduction"
+    _, images = _directories(docs)
     main_figure = [path for path in [images / f"{name}.png"] if path.is_file()]
     return [*main_figure, *sorted(images.glob(f"{name}--*.png"))]
 

@@ -3,8 +3,9 @@
 It collects what `python -m deeprep.experiments` left behind (see `collection.py`) and writes
 reproduction.md, all of it: pictures, tables, settings, machines, errata (see `page.py`).
 
-With --check it writes nothing: it says whether reproduction.md is what the results collected give,
-and whether the verdicts in them are those of today's code.
+With --redraw it draws and judges anew what was collected before. With --check it writes nothing: it
+says whether reproduction.md is what the results collected give, and whether the verdicts in them
+are those of today's code.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from deeprep.base.console import print_error
 from deeprep.base.paths import write_text
 from deeprep.base.validate import require
 from deeprep.experiments import EXPERIMENTS, load_experiment
-from deeprep.experiments.collection import collect, kept_pictures, kept_result
+from deeprep.experiments.collection import collect, kept_pictures, kept_result, redraw
 from deeprep.experiments.page import render, verdict_row
 
 __all__ = ["find_differences", "main"]
@@ -39,6 +40,8 @@ class _CommandLine:
     """Directory of the documentation."""
     check: Annotated[bool, FlagCreatePairsOff] = False
     """Write nothing; exit with status 1 if the report is not what its results give."""
+    redraw: Annotated[bool, FlagCreatePairsOff] = False
+    """Take nothing from --out: draw and judge the results in --docs anew, from their numbers."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,8 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
             for difference in differences:
                 print_error(difference)
             return int(bool(differences))
-        names = collect(command.out, command.docs)
-        console.print(f"collected from {escape(str(command.out))}: {', '.join(names) or 'nothing'}")
+        if command.redraw:
+            names = redraw(command.docs)
+            console.print(f"drawn and judged anew: {', '.join(names) or 'nothing'}")
+        else:
+            names = collect(command.out, command.docs)
+            out = escape(str(command.out))
+            console.print(f"collected from {out}: {', '.join(names) or 'nothing'}")
         path = command.docs / "reproduction.md"
         write_text(path, render(command.docs))
     except (ValueError, OSError) as error:
@@ -93,7 +101,7 @@ def find_differences(docs: Path) -> list[str]:
         ]:
             differences.append(
                 f"{name}: the verdicts of its result are not those of this code; run {_COMMAND} "
-                f"{name} --resume, then report"
+                "report --redraw"
             )
         if not kept_pictures(docs, name):
             differences.append(f"{name}: there is no picture of it")

@@ -1,6 +1,7 @@
 """The report of the experiments: what it is made of, what it shows, and that it can be checked."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,8 +106,28 @@ def test_results_that_are_not_found_again_are_kept(docs, tmp_path):
     assert (docs / "reproduction.md").read_text() == text
 
 
+def test_pictures_and_verdicts_are_made_anew_from_the_numbers_alone(docs, monkeypatch):
+    picture, result = docs / "images/reproduction/errata.png", docs / "reproduction/errata.json"
+    drawn, judged, text = picture.read_bytes(), result.read_bytes(), (docs / "reproduction.md")
+    page_before = text.read_text()
+    picture.unlink()
+    result.write_text(judged.decode().replace('"passed": true', '"passed": false'))
+    text.unlink()
+
+    def compute(options, workspace):
+        raise AssertionError("nothing is to be computed")
+
+    experiment = replace(errata.EXPERIMENT, compute=compute)
+    replace_errata(monkeypatch, experiment)
+    assert report.main(["--docs", str(docs), "--redraw"]) == 0
+    assert picture.read_bytes() == drawn
+    assert result.read_bytes() == judged
+    assert text.read_text() == page_before
+    assert check(docs) == 0
+
+
 def replace_errata(monkeypatch, experiment):
-    for module in (page, report):
+    for module in (collection, page, report):
         monkeypatch.setattr(module, "load_experiment", lambda name: experiment)
 
 
