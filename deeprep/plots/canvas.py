@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from deeprep.base.paths import atomic_path
 
 _RESOLUTION = 150  # dots per inch
+_BRIGHTEST = 0.77  # of the colour map: beyond, it turns to a yellow that is lost on white
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -72,6 +74,12 @@ def evenly(total: int, count: int) -> list[int]:
     """
     count = min(count, total)
     return [round(step * (total - 1) / max(1, count - 1)) for step in range(count)]
+
+
+def scale_colors(count: int) -> list[tuple[float, float, float, float]]:
+    """Return that many colours from dark to bright, all to be seen on white."""
+    steps = [_BRIGHTEST * index / max(1, count - 1) for index in range(count)]
+    return [colormaps["plasma"](step) for step in steps]
 
 
 def index_axis(axis: Axis) -> None:

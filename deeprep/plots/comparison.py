@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from deeprep.plots.canvas import check_path, evenly, index_axis, new_figure, save, shorten
+from deeprep.plots.canvas import (
+    check_path,
+    evenly,
+    index_axis,
+    new_figure,
+    save,
+    scale_colors,
+    shorten,
+)
 from deeprep.plots.curves import COMPRESSION, DISCRIMINATION
 from deeprep.plots.rows import Rows
 
@@ -108,8 +115,8 @@ def _numbers(names: Sequence[str]) -> list[float] | None:
 
 
 def _style(index: int, count: int, *, ordered: bool) -> dict[str, Any]:
-    if ordered:  # viridis without its palest end
-        return {"color": colormaps["viridis"](0.9 * index / max(1, count - 1)), "marker": "o"}
+    if ordered:
+        return {"color": scale_colors(count)[index], "marker": "o"}
     return {
         "color": _COLORS[index % len(_COLORS)],
         "marker": _MARKERS[index % len(_MARKERS)],

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from deeprep.plots.canvas import check_path, evenly, log_axis, new_figure, save, shorten
+from deeprep.plots.canvas import (
+    check_path,
+    evenly,
+    log_axis,
+    new_figure,
+    save,
+    scale_colors,
+    shorten,
+)
 from deeprep.plots.rows import LayerRow, Rows, number
 
 _PANELS = 4
@@ -74,7 +81,7 @@ def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None 
     rows = 1 if len(panels) < 3 else 2
     columns = math.ceil(len(panels) / rows)
     figure = new_figure(10, 3.5 * rows)
-    colors = colormaps["viridis"].resampled(max(2, len(names)))
+    colors = scale_colors(len(names))
     lines: dict[int, Line2D] = {}
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -86,7 +93,7 @@ def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None 
                 if index in values
             ]
             if points:
-                (lines[index],) = axes.plot(*zip(*points, strict=True), ".-", color=colors(index))
+                (lines[index],) = axes.plot(*zip(*points, strict=True), ".-", color=colors[index])
         axes.set_title(panel.title)
         axes.set_xlabel("epoch")
         axes.set_xscale("symlog", linthresh=1)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,7 +18,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeprep.base.paths import atomic_path
-from deeprep.plots.canvas import evenly, index_axis, log_axis, new_figure, save, shorten
+from deeprep.plots.canvas import (
+    evenly,
+    index_axis,
+    log_axis,
+    new_figure,
+    save,
+    scale_colors,
+    shorten,
+)
 from deeprep.run.record import Measurement, RunDirectory
 from deeprep.sweep.grid import Run
 from deeprep.sweep.runs import SweepDirectory
@@ -145,8 +152,8 @@ def figure(points: Sequence[Point], path: Path) -> Figure:
     left, right = canvas.subplots(1, 2)
     shown = []
     for index, point in enumerate(drawn):
-        style: dict[str, Any] = {  # from dark to bright, without viridis's palest end
-            "color": colormaps["viridis"](0.9 * index / max(1, len(drawn) - 1)),
+        style: dict[str, Any] = {
+            "color": scale_colors(len(drawn))[index],
             "marker": _MARKERS[index % len(_MARKERS)],
             "label": shorten(point.label, 40),
         }

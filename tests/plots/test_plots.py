@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 import deeprep
@@ -235,6 +236,23 @@ def test_compare_uses_relative_depth_where_depths_differ():
     assert x == [[0.0, 0.25, 0.5, 0.75, 1.0], [0.0], [0.0, 0.5, 1.0]]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["deep", "flat", "deep"]
+
+
+def contrast_to_white(color):
+    """WCAG's ratio of luminances, 1 for white itself."""
+    channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return 1.05 / (0.05 + np.dot((0.2126, 0.7152, 0.0722), channels))
+
+
+@pytest.mark.parametrize("count", [2, 7, 20])
+@pytest.mark.parametrize("name", ["model {}", "epoch {}"])
+def test_no_line_is_pale_on_white(count, name):
+    names = [name.format(index if "epoch" in name else chr(97 + index)) for index in range(count)]
+    reports = [(name, make_report([1.0, 0.5])) for name in names]
+    lines = [*plots.compare(reports).axes[0].lines]
+    lines += plots.plot_evolution([(0, make_report([1.0] * count))]).axes[0].lines
+    assert len(lines) == 2 * count
+    assert min(contrast_to_white(line.get_color()) for line in lines) > 2
 
 
 def test_compare_tells_many_models_apart_and_needs_one():
