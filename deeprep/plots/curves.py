@@ -17,6 +17,10 @@ from deeprep.theory import LineFit
 
 # A standard error of many times the value says "unknown"; so does a bar over six decades.
 _LARGEST_FACTOR = 1e3
+# The jackknife leaves out a class at a time: of three it leaves one pair, which has no spread.
+_LEAST_CLASSES_WITH_BARS = 4
+_LEAST_POINTS_OF_A_FIT = 3  # a line meets two whatever they are
+_MARKER_SIZE = 6.0  # points
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,19 @@ class Curve:
             return math.nan
         return value
 
-    def draw(self, axes: Axes, report: Rows, x: Sequence[float], **style: Any) -> None:
+    def line(self, report: Rows) -> LineFit | None:
+        """Return the line fitted to the metric, if it is one through more than two points."""
+        fit = self.fit(report)
+        return fit if fit is not None and len(fit.residuals) >= _LEAST_POINTS_OF_A_FIT else None
+
+    def draw(
+        self,
+        axes: Axes,
+        report: Rows,
+        x: Sequence[float],
+        markersize: float = _MARKER_SIZE,
+        **style: Any,
+    ) -> None:
         """Draw the values against `x`, a gap where there is none, with the standard errors."""
         values = self.values(report)
         below, above = [], []
@@ -52,8 +68,18 @@ class Curve:
             low, high = self._bar(value, error)
             below.append(low)
             above.append(high)
-        bars = None if all(map(math.isnan, below)) else [below, above]
-        axes.errorbar(x, values, yerr=bars, capsize=2.5, elinewidth=1.0, **style)
+        unknown = all(map(math.isnan, below)) or report.num_classes < _LEAST_CLASSES_WITH_BARS
+        # Markers of many layers do not run into each other; caps show on both sides of theirs.
+        size = min(markersize, 120 / max(1, len(x)))
+        axes.errorbar(
+            x,
+            values,
+            yerr=None if unknown else [below, above],
+            capsize=0.7 * size,
+            elinewidth=1.0,
+            markersize=size,
+            **style,
+        )
 
     def _bar(self, value: float, error: float | None) -> tuple[float, float]:
         """Lengths of the error bar below and above.
@@ -126,7 +152,7 @@ def draw_with_fit(axes: Axes, curve: Curve, report: Rows) -> None:
     depths = [layer.index for layer in report.layers]
     values = curve.values(report)
     curve.draw(axes, report, depths, label=curve.symbol, marker=curve.marker, color=curve.color)
-    fit = curve.fit(report)
+    fit = curve.line(report)
     drawn = values
     if fit is not None:
         fitted = [fit.intercept + fit.slope * depth for depth in depths[1:]]
@@ -148,7 +174,7 @@ def draw_with_fit(axes: Axes, curve: Curve, report: Rows) -> None:
 
 def draw_residuals(axes: Axes, curve: Curve, report: Rows) -> None:
     """Draw what the line leaves over, layer by layer; the report has a fit."""
-    fit = curve.fit(report)
+    fit = curve.line(report)
     assert fit is not None
     fitted = [
         layer.index
@@ -158,7 +184,7 @@ def draw_residuals(axes: Axes, curve: Curve, report: Rows) -> None:
     axes.axhline(0.0, color="0.35", linestyle="--", linewidth=1.0)
     axes.vlines(fitted, 0.0, fit.residuals, color=curve.color, linewidth=1.5)
     axes.plot(fitted, fit.residuals, marker=curve.marker, linestyle="", color=curve.color, ms=4)
-    # Two points leave nothing over but rounding, which is not to be blown up.
+    # Values on a line leave nothing over but rounding, which is not to be blown up.
     largest = max(1e-3, *map(abs, fit.residuals))
     axes.set_ylim(-1.3 * largest, 1.3 * largest)
     axes.grid(alpha=0.25)

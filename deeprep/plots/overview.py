@@ -101,7 +101,7 @@ def _draw_curves(figure: Figure | SubFigure, report: Rows, closest: LayerRow | N
 def _draw_curve(
     figure: Figure | SubFigure, grid: GridSpec, column: int, curve: Curve, report: Rows
 ) -> None:
-    has_fit = curve.fit(report) is not None
+    has_fit = curve.line(report) is not None
     axes = figure.add_subplot(grid[0 if has_fit else slice(None), column])
     draw_with_fit(axes, curve, report)
     axes.set_title(curve.title, fontsize="medium", pad=10)

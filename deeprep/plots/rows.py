@@ -33,6 +33,10 @@ class Rows(Protocol):
         """A row a layer, in order of depth."""
 
     @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+
+    @property
     def caption(self) -> str:
         """On what and how they were measured."""
 

@@ -14,14 +14,14 @@ import deeprep
 from deeprep import LayerMetrics, LayerReport, plots
 
 
-def make_report(values, **changes):
+def make_report(values, num_classes=4, **changes):
     layers = [
         LayerMetrics(
             index, f"layer{index}", 8, compression=value, discrimination=0.1 * index, **changes
         )
         for index, value in enumerate(values)
     ]
-    return LayerReport(layers, num_samples=40, num_classes=3)
+    return LayerReport(layers, num_samples=40, num_classes=num_classes)
 
 
 def measured(classes, depth, *, features=16, **options):
@@ -108,6 +108,37 @@ def test_error_bars_on_the_log_axis_are_those_of_the_logarithm():
     assert 0.1 / lower == pytest.approx(math.exp(2.0))
     (axes,) = plots.plot_discrimination(report).axes
     assert axes.collections[0].get_segments()[1][:, 1].tolist() == pytest.approx([-0.15, 0.35])
+
+
+def test_caps_of_error_bars_reach_beyond_the_markers():
+    for depth in (2, 8, 60):
+        report = make_report([0.5**index for index in range(depth)], compression_error=1e-6)
+        (bars,) = plots.plot_compression(report).axes[0].containers
+        line, caps, _ = bars.lines
+        assert len(caps) == 2
+        assert all(cap.get_markersize() > line.get_markersize() for cap in caps)
+
+
+@pytest.mark.parametrize(("classes", "bars"), [(3, 0), (4, 1)])
+def test_three_classes_have_no_error_bars(classes, bars):
+    report = make_report([1.0, 0.5], classes, compression_error=0.1, discrimination_error=0.1)
+    for figure in (
+        plots.plot_compression(report),
+        plots.plot_discrimination(report),
+        plots.compare({"a": report}),
+    ):
+        assert len(figure.axes[0].collections) == bars
+
+
+def test_a_line_through_two_points_is_not_drawn():
+    figure = make_report([9.0, 1.0, 0.1]).plot()
+    assert len(figure.axes) == 2  # no residuals
+    for axes in figure.axes:
+        assert len(axes.lines) == 1
+        assert len(axes.get_legend().get_texts()) == 1
+    figure = make_report([9.0, 1.0, 0.1, 0.02]).plot()
+    assert len(figure.axes) == 4
+    assert "fit: " in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
 def test_error_bars_stay_finite_and_are_left_out_where_unknown():
