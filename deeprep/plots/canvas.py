@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from deeprep.base.paths import atomic_path
+from deeprep.plots.rows import LayerRow
 
 _RESOLUTION = 150  # dots per inch
+LETTER_WIDTH, _LINE_HEIGHT = 5.0, 12.0  # points, of a small font, with some room
 _BRIGHTEST = 0.77  # of the colour map: beyond, it turns to a yellow that is lost on white
 
 
@@ -54,16 +56,32 @@ def save(figure: Figure, path: str | Path | None) -> Figure:
 
 
 def shorten(text: str, length: int) -> str:
-    """Cut the middle out of a text that is too long; both ends of a layer's name tell.
+    """Cut the middle out of a text that is too long.
 
-    >>> shorten("encoder.layers.11.feed_forward", 16)
-    'encoder.…forward'
+    >>> shorten("golden retriever puppy", 16)
+    'golden r…r puppy'
     """
     # A dollar would begin a formula.
     if len(text) > length:
         begin = length // 2
         text = f"{text[:begin]}…{text[len(text) - (length - begin - 1) :]}"
     return text.replace("$", r"\$")
+
+
+def shorten_layer(name: str, length: int) -> str:
+    """Shorten the name of a layer: first its parents' names, then out of the middle.
+
+    >>> shorten_layer("encoder.layer.11.output", 16)
+    'e.l.11.output'
+    >>> shorten_layer("encoder.layers.11.feed_forward", 16)
+    'e.l.11.f…forward'
+    """
+    *parents, own = name.split(".")
+    for index, parent in enumerate(parents):
+        if len(name) > length and not parent.isdigit():
+            parents[index] = parent[:1]
+            name = ".".join((*parents, own))
+    return shorten(name, length)
 
 
 def evenly(total: int, count: int) -> list[int]:
@@ -85,6 +103,36 @@ def scale_colors(count: int) -> list[tuple[float, float, float, float]]:
 def index_axis(axis: Axis) -> None:
     """Put ticks on whole numbers."""
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def layer_axis(axes: Axes, layers: Sequence[LayerRow], name_length: int = 16) -> None:
+    """Put the layers on the x axis: by index and name where there is room, else by index.
+
+    Parameters
+    ----------
+    axes
+        Of a figure whose subplots are all there: their number says how wide one is.
+    layers
+        A tick each.
+    name_length
+        To which names are shortened.
+    """
+    axes.set_xlabel("layer $l$")
+    labels = [f"{layer.index}: {shorten_layer(layer.name, name_length)}" for layer in layers]
+    room = _points_wide(axes) / max(1, len(labels))
+    if not labels or room < _LINE_HEIGHT:
+        index_axis(axes.xaxis)
+        return
+    axes.set_xticks([layer.index for layer in layers], labels, fontsize="small")
+    if max(map(len, labels)) * LETTER_WIDTH > room:
+        # The end of a name meets its tick.
+        axes.tick_params(axis="x", rotation=40)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def _points_wide(axes: Axes) -> float:
+    return float(axes.get_window_extent().width) / axes.figure.dpi * 72
 
 
 def log_axis(axes: Axes, values: Iterable[float]) -> None:

@@ -13,6 +13,7 @@ from deeprep.plots.canvas import (
     check_path,
     evenly,
     index_axis,
+    layer_axis,
     new_figure,
     save,
     scale_colors,
@@ -83,6 +84,8 @@ def compare(
         if len(depths) > 1:
             listed = ", ".join(map(str, depths))
             axes.set_xlabel(f"relative depth $l/L$ (reports of {listed} layers)")
+        elif len({tuple(layer.name for layer in report.layers) for _, report in named}) == 1:
+            layer_axis(axes, named[0][1].layers)
         else:
             axes.set_xlabel("layer $l$")
             index_axis(axes.xaxis)

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deeprep.plots.canvas import check_path, index_axis, log_axis, new_figure, save
+from deeprep.plots.canvas import check_path, layer_axis, log_axis, new_figure, save
 from deeprep.plots.rows import Rows, number
 from deeprep.theory import LineFit
 
@@ -21,6 +21,7 @@ _LARGEST_FACTOR = 1e3
 _LEAST_CLASSES_WITH_BARS = 4
 _LEAST_POINTS_OF_A_FIT = 3  # a line meets two whatever they are
 _MARKER_SIZE = 6.0  # points
+_LEGEND_LINE = 0.11  # of the height of an axis
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _plot_curve(curve: Curve, report: Rows, path: str | Path | None) -> Figure:
     figure = new_figure(5.5, 4)
     axes = figure.add_subplot()
     draw_with_fit(axes, curve, report)
-    axes.set_xlabel("layer $l$")
+    layer_axis(axes, report.layers)
     axes.set_ylabel(curve.title)
     return save(figure, path)
 
@@ -164,12 +165,17 @@ def draw_with_fit(axes: Axes, curve: Curve, report: Rows) -> None:
     for depth in missing:
         # A label with an underscore is not listed: one entry speaks for all.
         label = curve.gap if depth == missing[0] else "_"
-        axes.axvspan(depth - 0.3, depth + 0.3, color="0.8", alpha=0.6, linewidth=0, label=label)
+        axes.axvspan(depth - 0.5, depth + 0.5, color="0.8", alpha=0.6, linewidth=0, label=label)
     curve.scale(axes, drawn)
-    index_axis(axes.xaxis)
     if depths:
         axes.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
-    axes.legend(frameon=False, fontsize="small")
+    if not curve.is_log:
+        # By itself a legend finds no place between error bars.
+        low, high = axes.get_ylim()
+        entries = len(axes.get_legend_handles_labels()[1])
+        axes.set_ylim(low, high + _LEGEND_LINE * entries * (high - low))
+    ground: dict[str, Any] = {"fontsize": "small", "framealpha": 0.8, "edgecolor": "none"}
+    axes.legend(loc="best" if curve.is_log else "upper right", **ground)
 
 
 def draw_residuals(axes: Axes, curve: Curve, report: Rows) -> None:

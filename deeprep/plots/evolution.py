@@ -17,7 +17,7 @@ from deeprep.plots.canvas import (
     new_figure,
     save,
     scale_colors,
-    shorten,
+    shorten_layer,
 )
 from deeprep.plots.rows import LayerRow, Rows, number
 
@@ -93,7 +93,9 @@ def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None 
                 if index in values
             ]
             if points:
-                (lines[index],) = axes.plot(*zip(*points, strict=True), ".-", color=colors[index])
+                (lines[index],) = axes.plot(
+                    *zip(*points, strict=True), ".-", color=colors[index], clip_on=False
+                )
         axes.set_title(panel.title)
         axes.set_xlabel("epoch")
         axes.set_xscale("symlog", linthresh=1)
@@ -105,8 +107,9 @@ def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None 
     shown = [sorted(lines)[i] for i in evenly(len(lines), _LEGEND_ENTRIES)]
     figure.legend(
         [lines[index] for index in shown],
-        [shorten(names[index], 32) for index in shown],
+        [shorten_layer(names[index], 24) for index in shown],
         loc="outside right center",
         frameon=False,
+        fontsize="small",
     )
     return save(figure, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,14 +25,12 @@ def make_report(values, num_classes=4, **changes):
     return LayerReport(layers, num_samples=40, num_classes=num_classes)
 
 
-def measured(classes, depth, *, features=16, **options):
+def measured(classes, depth, *, features=16, names="blocks.{}.very_long_name", **options):
     """Return a report of layers in which the classes move apart."""
     labels = torch.arange(3 * classes) % classes
     means, noise = torch.randn(classes, features), torch.randn(len(labels), features)
     scatters = {
-        f"blocks.{level}.very_long_name_of_a_module": deeprep.class_scatter(
-            means[labels] + 0.7**level * noise, labels
-        )
+        names.format(level): deeprep.class_scatter(means[labels] + 0.7**level * noise, labels)
         for level in range(depth)
     }
     return LayerReport.from_scatters(scatters, metrics=(), **options)
@@ -39,6 +38,18 @@ def measured(classes, depth, *, features=16, **options):
 
 def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def names_on(axes):
+    """Return what stands at the ticks of the x axis, once the figure is drawn."""
+    return [label.get_text() for label in labels_on(axes)]
+
+
+def labels_on(axes):
+    axes.get_figure(root=True).draw_without_rendering()
+    low, high = axes.get_xlim()
+    labels = axes.get_xticklabels()
+    return [label for label in labels if low <= label.get_position()[0] <= high]
 
 
 def titled(figure, begin):
@@ -149,6 +160,88 @@ def test_error_bars_stay_finite_and_are_left_out_where_unknown():
     assert np.concatenate(axes.collections[0].get_segments()).max() == pytest.approx(math.exp(0.5))
 
 
+def overlap(axes):
+    """Whether a name on the x axis runs into the next one."""
+    labels = labels_on(axes)
+    boxes = [label.get_window_extent() for label in labels]
+    if rotation := labels[0].get_rotation():
+        # The boxes of slanted lines overlap: what counts is how far the lines are apart.
+        apart = np.diff([box.x1 for box in boxes]) * math.sin(math.radians(rotation))
+        return apart.min() < labels[0].get_fontsize() * axes.figure.dpi / 72
+    return any(left.x1 > right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize("depth", [3, 16])
+@pytest.mark.parametrize("names", ["l{}", "encoder.layer.{}.output"])
+def test_layers_are_named_on_their_axis_where_they_fit(depth, names):
+    report = measured(4, depth, names=names)
+    for figure in (plots.plot_compression(report), plots.compare({"a": report, "b": report})):
+        (axes, *_) = [axes for axes in figure.axes if axes.get_xlabel() == "layer $l$"]
+        shown = names_on(axes)
+        assert [name.split(": ")[0] for name in shown] == list(map(str, range(depth)))
+        assert all(str(index) in name.split(": ")[1] for index, name in enumerate(shown))
+        assert not overlap(axes)
+
+
+def test_many_layers_and_different_ones_are_numbered():
+    report = measured(4, 60)
+    axes = plots.plot_compression(report).axes[0]
+    assert names_on(axes)[1].isdigit()
+    assert not overlap(axes)
+    other = measured(4, 4, names="other{}")
+    axes = plots.compare({"a": measured(4, 4), "b": other}).axes[0]
+    assert names_on(axes) == ["0", "1", "2", "3"]
+
+
+def with_centered_pairs(report):
+    """Return the report with cosines of centred means, which here are the raw ones less 1."""
+    for layer in report.layers:
+        pairs = tuple(pair._replace(cosine=pair.cosine - 1) for pair in layer.closest_pairs)
+        object.__setattr__(layer, "closest_pairs_centered", pairs)
+    return report
+
+
+@pytest.mark.parametrize("depth", [1, 3, 8])
+def test_cosines_of_centred_means_stand_below_the_raw_ones(depth):
+    report = with_centered_pairs(measured(4, depth))
+    figure = report.plot()
+    maps = [axes for axes in figure.axes if axes.images and axes.get_title()]
+    raw, centered = maps[:depth], maps[depth:]
+    figure.draw_without_rendering()
+    for layer, above, below in zip(report.layers, raw, centered, strict=True):
+        assert above.get_title() == below.get_title()
+        assert above.get_window_extent().x0 == below.get_window_extent().x0
+        assert above.get_window_extent().y0 > below.get_window_extent().y1
+        first, second, cosine = layer.closest_pairs[0]
+        assert above.images[0].get_array()[first, second] == cosine
+        assert below.images[0].get_array()[first, second] == cosine - 1
+    assert (raw[0].get_ylabel(), centered[0].get_ylabel()) == (
+        "class means",
+        "centred class means",
+    )
+
+
+def test_a_centred_cosine_that_is_not_defined_is_grey():
+    report = measured(4, 1)
+    # The mean of a class may be the global mean, which has no direction.
+    pairs = tuple(pair for pair in report.layers[0].closest_pairs if 3 not in pair[:2])
+    object.__setattr__(report.layers[0], "closest_pairs_centered", pairs)
+    image = titled(report.plot(), "$l$ = 0")[1].images[0]
+    assert np.isnan(image.get_array().filled(math.nan)[3]).tolist() == [True, True, True, False]
+    assert to_rgb(image.cmap.get_bad()) == pytest.approx((0.85, 0.85, 0.85))
+
+
+def test_closest_centred_pairs_of_many_classes_are_bars_too():
+    report = with_centered_pairs(measured(70, 2))
+    charts = titled(report.plot(), "closest classes")
+    assert [axes.get_xlabel() for axes in charts] == [
+        *["cosine between class means"] * 2,
+        *["cosine between centred class means"] * 2,
+    ]
+    expected = [pair.cosine for pair in report.layers[1].closest_pairs_centered[:10]]
+    assert [bar.get_width() for bar in charts[3].patches] == pytest.approx(expected)
+
+
 def test_overview_shows_fits_residuals_maps_and_closest_pairs():
     names = ["cat", "dog", "eel", "$fox$"]
     report = measured(4, 12, class_names=names, jackknife=True)
@@ -170,6 +263,7 @@ def test_overview_shows_fits_residuals_maps_and_closest_pairs():
     assert f"{escaped[first]} / {escaped[second]}" in shown
     assert f"{cosine:.4f}" in shown
     residuals = [axes for axes in figure.axes if axes.get_ylabel() == "$D_l$ - fit"]
+    assert names_on(residuals[0])[1] == "1: b.1.very…ng_name"
     drawn = residuals[0].lines[-1].get_ydata()
     assert tuple(drawn) == report.discrimination_fit.residuals
 
@@ -192,8 +286,9 @@ def test_overview_of_other_numbers_of_classes_and_one_layer(classes):
     figure = measured(classes, 1).plot()
     (axes,) = titled(figure, "$l$ = 0")
     assert axes.images[0].get_array().shape == (classes, classes)
-    named = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
-    assert len(named) <= 20
+    # Of more than some 25 classes every few are numbered.
+    assert len(names_on(axes)) == classes if classes < 30 else len(names_on(axes)) < 20
+    assert not overlap(axes)
 
 
 def test_overview_leaves_empty_classes_and_undefined_layers_out_of_the_maps(tmp_path):
