@@ -28,6 +28,7 @@ from deeprep.experiments.experiment import (
     check_close,
     check_that,
 )
+from deeprep.experiments.layer_panels import band_entry, draw_band
 from deeprep.experiments.training import (
     as_numbers,
     kept_in,
@@ -325,9 +326,7 @@ def plot(numbers: Numbers) -> Figure:
         for axes, ours, paper in ((left, shares, ranks), (right, accuracies, FIGURE_PROBE[arch])):
             style = {"color": COLORS[arch], "marker": MARKERS[arch]}
             values = np.array(ours)
-            axes.fill_between(
-                layers, values.min(0), values.max(0), color=COLORS[arch], alpha=0.2, linewidth=0
-            )
+            draw_band(axes, layers, ours, COLORS[arch])
             axes.plot(layers, values.mean(0), label=f"{arch}, ours", markersize=5, **style)
             axes.plot(
                 layers,
@@ -342,7 +341,8 @@ def plot(numbers: Numbers) -> Figure:
         left.plot(layers, untrained, ":", color=COLORS[arch], label=f"{arch}, before training")
     _label(left, "numerical rank / width")
     _label(right, "training accuracy of a linear probe")
-    left.legend(frameon=False, fontsize="small")
+    handles, _ = left.get_legend_handles_labels()
+    left.legend(handles=[*handles, *band_entry(len(runs))], frameon=False, fontsize="small")
     data = "CIFAR-10" if numbers["full"] else "FashionMNIST"
     figure.suptitle(f"7 hidden layers on {data}: features expand, then compress")
     return figure

@@ -27,6 +27,7 @@ from deeprep.experiments.experiment import (
     check_that,
 )
 from deeprep.experiments.workspace import Numbers, Workspace
+from deeprep.plots.canvas import log_axis
 from deeprep.theory import (
     balance_errors,
     minimum_norm_error,
@@ -174,6 +175,7 @@ def plot(numbers: Numbers) -> Figure:
             axes.errorbar(positions, mean, spread, marker="o", label="ours", **style)
             if name in FIGURE:
                 paper = FIGURE[name][sweep]
+                drawn = [*(mean - spread), *(mean + spread), *paper.values()]
                 axes.plot(
                     *zip(*paper.items(), strict=True),
                     "s",
@@ -186,7 +188,7 @@ def plot(numbers: Numbers) -> Figure:
                 if sweep == "depth":
                     axes.set_ylim(0, None)
                 else:
-                    axes.set_yscale("log")
+                    log_axis(axes, drawn)
             else:  # the paper's axis shows zero: the scale of what it could be is eps^2
                 axes.set_ylim(-0.05 * RUN.init_scale**2, RUN.init_scale**2)
             if sweep == "width":

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from deeprep.data import DatasetName, DataSettings, load_data
 from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
+from deeprep.experiments.layer_panels import band_entry, draw_band
 from deeprep.experiments.training import as_numbers, kept_in, run_identity, train_network
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.models import ModelSettings
@@ -234,9 +235,7 @@ def plot(numbers: Numbers) -> Figure:
             values = np.array([run["compression"][1:] for run in runs])
             fit = _fit(_mean_log(runs))
             style = {"color": COLORS[depth], "marker": MARKERS[depth]}
-            upper.fill_between(
-                layers, values.min(0), values.max(0), color=COLORS[depth], alpha=0.2, linewidth=0
-            )
+            draw_band(upper, layers, values.tolist(), COLORS[depth])
             label = f"L = {depth}: {math.exp(fit.slope):.2f} a layer, R² = {fit.r_squared:.3f}"
             upper.plot(layers, np.exp(_mean_log(runs)), label=label, markersize=5, **style)
             upper.plot(
@@ -250,7 +249,8 @@ def plot(numbers: Numbers) -> Figure:
             )
         upper.set_yscale("log")
         upper.set_title(f"$C_l$ on {DATASETS[dataset]}; hollow: paper, dashed: fit")
-        upper.legend(frameon=False, fontsize="small")
+        handles, _ = upper.get_legend_handles_labels()
+        upper.legend(handles=[*handles, *band_entry(len(runs))], frameon=False, fontsize="small")
         lower.axhline(0, color="0.3", linewidth=0.8)
         lower.set_title("residuals of log $C_l$", fontsize="medium")
         lower.set_xlabel("layer $l$")

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from deeprep.data import Batches, DatasetName, load_data
 from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
+from deeprep.experiments.layer_panels import band_entry, draw_band
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.metrics import probe
 from deeprep.models.projection import ProjectionNetwork, conv_extractor, resnet50_extractor
+from deeprep.plots.canvas import log_axis
 from deeprep.probe import analyze
 from deeprep.run.settings import OptimizationSettings
 from deeprep.run.train import evaluate, make_optimizer, train
@@ -288,18 +290,19 @@ def plot(numbers: Numbers) -> Figure:
         ("transfer accuracy", transfer, FIGURE_ACCURACY, "#c2571a"),
     )
     for axes, (title, ours, paper, color) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.fill_between(HEADS, ours.min(1), ours.max(1), color=color, alpha=0.2, linewidth=0)
+        draw_band(axes, HEADS, ours.T, color)
         mean = np.exp(np.log(ours).mean(1))
         (line,) = axes.plot(HEADS, mean, "o-", color=color, label="ours (left axis)")
         right = axes.twinx()  # other data and another network: only the shape compares
         style = {"color": "0.4", "markerfacecolor": "none", "markersize": 8}
         (squares,) = right.plot(HEADS, paper, "s--", label="paper (right axis)", **style)
         if paper is FIGURE_COMPRESSION:
-            axes.set_yscale("log")
-            right.set_yscale("log")
+            log_axis(axes, ours.ravel())
+            log_axis(right, paper)
         axes.set(title=title, xlabel="layers of the projection head", xticks=HEADS)
         axes.grid(alpha=0.25)
-        axes.legend(handles=[line, squares], frameon=False, loc="lower right")
+        handles = [line, squares, *band_entry(ours.shape[1])]
+        axes.legend(handles=handles, frameon=False, fontsize="small", loc="lower right")
     return figure
 
 

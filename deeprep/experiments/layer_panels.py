@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Patch
 
-__all__ = ["Curve", "layer_panels"]
+from deeprep.plots.canvas import index_axis, log_axis
+
+__all__ = ["Curve", "band_entry", "draw_band", "layer_panels"]
 
 _COLORS = ("#1f5fa8", "#c2571a", "#3a8f5c", "#7d4ba0")  # told apart by the colour-blind too
 _MARKERS = "osD^"
@@ -41,9 +43,36 @@ class Curve:
     predicted_compression: Mapping[int, float] = field(default_factory=dict)
     predicted_discrimination: Mapping[int, float] = field(default_factory=dict)
 
+    def all_compressions(self) -> list[float]:
+        """Every C_l that is drawn."""
+        ours = [value for seed in self.compression for value in seed]
+        return [*ours, *self.paper_compression.values(), *self.predicted_compression.values()]
 
-def layer_panels(title: str, curves: Sequence[Curve]) -> Figure:
-    """Draw the mean of every curve over its seeds, with a band from the least to the largest."""
+
+def draw_band(axes: Axes, x: Any, seeds: Sequence[Sequence[float]], color: str) -> None:
+    """Draw a band from the least to the largest of the seeds (S, L) against `x` (L,)."""
+    values = np.array(seeds)
+    axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+
+
+def band_entry(count: int, what: str = "seeds") -> list[Patch]:
+    """Return what a legend says of the bands: one entry, or none where one seed leaves no band."""
+    label = f"band: least to largest of {count} {what}"
+    return [Patch(color="0.5", alpha=0.3, linewidth=0, label=label)] if count > 1 else []
+
+
+def layer_panels(title: str, curves: Sequence[Curve], seeds: str = "seeds") -> Figure:
+    """Draw the mean of every curve over its seeds, with a band from the least to the largest.
+
+    Parameters
+    ----------
+    title
+        Above both panels.
+    curves
+        Of as many seeds each.
+    seeds
+        What the legend calls them.
+    """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
@@ -65,14 +94,16 @@ def layer_panels(title: str, curves: Sequence[Curve]) -> Figure:
             curve.predicted_discrimination,
             style,
         )
-    left.set_yscale("log")
+    log_axis(left, [value for curve in curves for value in curve.all_compressions()])
     left.set_title(r"compression $C_l$")
     right.set_title(r"discrimination $D_l$")
     for axes in (left, right):
         axes.set_xlabel("layer $l$")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        index_axis(axes.xaxis)
         axes.grid(alpha=0.25)
-    left.legend(frameon=False)
+    handles, _ = left.get_legend_handles_labels()
+    handles += band_entry(len(curves[0].compression), seeds)
+    left.legend(handles=handles, frameon=False, fontsize="small")
     return figure
 
 
@@ -86,8 +117,7 @@ def _draw(
 ) -> None:
     values = np.array(seeds)
     depths = np.arange(values.shape[1])
-    color = style["color"]
-    axes.fill_between(depths, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+    draw_band(axes, depths, seeds, style["color"])
     axes.plot(depths, values.mean(0), label=f"{label}, ours", markersize=4, **style)
     if paper:
         axes.plot(

@@ -26,7 +26,7 @@ from deeprep.data import Batches, TextBatches, TextData, load_text
 from deeprep.data.tokenizers import WordTokenizer
 from deeprep.experiments.deep_linear import one_thread
 from deeprep.experiments.experiment import Check, Experiment, Options, Setting, check_that
-from deeprep.experiments.layer_panels import Curve, layer_panels
+from deeprep.experiments.layer_panels import Curve, band_entry, layer_panels
 from deeprep.experiments.workspace import Numbers, Workspace
 from deeprep.models.sentence import SentenceEncoder
 from deeprep.probe import analyze
@@ -237,7 +237,9 @@ def plot(numbers: Numbers) -> Figure:
     fit = fit_line(layers.tolist(), np.log(numbers["compression"]).mean(0)[1:].tolist())
     fitted = np.exp(fit.intercept + fit.slope * layers)
     left.plot(layers, fitted, "--", color="0.3", linewidth=1, label="geometric fit")
-    left.legend(frameon=False)
+    handles, _ = left.get_legend_handles_labels()
+    handles += band_entry(len(curve.compression))
+    left.legend(handles=handles, frameon=False, fontsize="small")
     return figure
 
 

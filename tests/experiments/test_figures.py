@@ -44,8 +44,15 @@ def test_fig4a_meets_the_notebook_and_the_closed_form():
     known = [check for check in fig4a.check(numbers) if check.known]
     assert [check.quantity for check in known] == [f"D_{layer}, alpha 1" for layer in range(1, 5)]
     assert not any(check.passed for check in known)
-    figure = fig4a.plot(numbers)
-    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
+    left, right = fig4a.plot(numbers).axes
+    assert (left.get_yscale(), right.get_yscale()) == ("log", "linear")
+    band = left.get_legend().get_texts()[-1].get_text()
+    assert band == "band: least to largest of 20 draws of the released data"
+    marked = {line.get_label(): line.get_xdata() for line in right.lines}
+    assert list(marked["verdict failed: other data"]) == [1, 2, 3, 4]
+    assert "the least $D_0$ is 0.85" in right.get_legend().get_title().get_text()
+    numbers["networks"]["1"] = {**network, "discrimination": [[0.82, *fig4a.FIGURE_DISCRIMINATION]]}
+    assert fig4a.plot(numbers).axes[1].get_legend() is None
 
 
 def test_fig4b_judges_the_spread_of_the_draws():
