@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from figures import drawn
 
 from deeprep.experiments import EXPERIMENTS, fig4a, fig4b, fig6, init_scale, load_experiment, rates
 from deeprep.experiments.deep_linear import train_directly
 from deeprep.experiments.experiment import Options
+from deeprep.experiments.layer_panels import Curve, layer_panels
 
 CPU = torch.device("cpu")
 
@@ -22,7 +24,6 @@ def passed(checks):
 def test_every_experiment_says_what_it_is(name):
     experiment = load_experiment(name)
     assert experiment.name == name
-    assert len(experiment.claim) > 40
     for full in (False, True):
         settings = experiment.settings(Options(full=full))
         assert {setting.source for setting in settings} <= {"authors", "ours"}
@@ -65,7 +66,9 @@ def test_fig4b_judges_the_spread_of_the_draws():
     assert verdicts["runs with a loss below 1e-11"]
     numbers["loss"] = [1e-3]
     assert not passed(fig4b.check(numbers))["runs with a loss below 1e-11"]
-    assert len(fig4b.plot(numbers).axes) == 2
+    left, right = fig4b.plot(numbers).axes
+    assert drawn(left)["10 layers, ours"] == pytest.approx(part["compression"])
+    assert drawn(right)["10 layers, paper"] == list(fig4b.FIGURE_DISCRIMINATION)
 
 
 def test_fig6_meets_the_figure_at_its_smallest_depth():
@@ -92,7 +95,14 @@ def test_fig6_meets_the_figure_at_its_smallest_depth():
     wrong["depth"]["2"]["balance"] = [1.1 * value for value in measured["400"]["balance"]]
     verdicts = passed(fig6.check(wrong))
     assert [name for name, verdict in verdicts.items() if not verdict] == ["imbalance, depth 2"]
-    assert len(fig6.plot(numbers).axes) == 6
+    panels = [axes for axes in fig6.plot(numbers).axes if "paper" in drawn(axes)]
+    assert len(panels) == 4  # the paper shows no numbers of the variance
+    for axes in panels:
+        (bars,) = axes.containers
+        ours = dict(zip(*bars.lines[0].get_data(), strict=True))
+        paper = next(line for line in axes.lines if line.get_label() == "paper")
+        for position, value in zip(*paper.get_data(), strict=True):
+            assert ours[position] == pytest.approx(value, rel=0.1)
 
 
 def test_rates_meet_the_closed_form_at_one_shape():
@@ -103,7 +113,8 @@ def test_rates_meet_the_closed_form_at_one_shape():
     failed = [check for check in rates.check({"points": points}) if not check.passed]
     assert len(failed) == 4  # one for each of eps, n, L, K
     assert all("worst at eps 0.4, n 10, L 3, K 3" in check.quantity for check in failed)
-    assert len(rates.plot({"points": points}).axes) == 2
+    left, _ = rates.plot({"points": points}).axes
+    assert drawn(left)["L = 3"] == [point["measured"] for point in points]
 
 
 def test_init_scale_tells_training_from_the_plateau():
@@ -116,8 +127,29 @@ def test_init_scale_tells_training_from_the_plateau():
         trained = {"losses": [1e-12], "converged": [True]}
         numbers[scale] = {"compression": [curve], "discrimination": [[0.97] * 6], **trained}
     assert all(passed(init_scale.check(numbers)).values())
+    curves = drawn(init_scale.plot(numbers).axes[0])
+    for scale in ("0.3", "0.5"):
+        ours, predicted = (curves[rf"$\epsilon$ = {scale}, {of}"] for of in ("ours", "closed form"))
+        assert ours[1:] == pytest.approx(predicted)
+    assert r"$\epsilon$ = 0.1, closed form" not in curves
     numbers["0.1"] = numbers["0.3"]
     verdicts = passed(init_scale.check(numbers))
     assert not verdicts["least loss after 5000 epochs, eps 0.1"]
     assert not verdicts["relative change of C_l over all layers, eps 0.1"]
-    assert len(init_scale.plot(numbers).axes) == 2
+
+
+def test_a_curve_is_the_mean_of_the_seeds_in_a_band_that_the_legend_explains():
+    seeds = [[8.0, 4.0, 1.0], [10.0, 5.0, 2.0], [12.0, 9.0, 3.0]]
+    figure = layer_panels("title", [Curve("net", seeds, seeds, paper_compression={1: 6.0})])
+    left = figure.axes[0]
+    assert drawn(left) == {"net, ours": [10.0, 6.0, 2.0], "net, paper": [6.0]}
+    (band,) = left.collections
+    corners = band.get_paths()[0].vertices
+    assert {tuple(corner) for corner in corners} == {
+        *((layer, value) for layer, value in enumerate(np.min(seeds, axis=0))),
+        *((layer, value) for layer, value in enumerate(np.max(seeds, axis=0))),
+    }
+    texts = [text.get_text() for text in left.get_legend().get_texts()]
+    assert texts == ["net, ours", "net, paper", "band: least to largest of 3 seeds"]
+    (left, _) = layer_panels("title", [Curve("net", seeds[:1], seeds[:1])]).axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["net, ours"]

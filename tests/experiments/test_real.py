@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from figures import drawn
 
 from deeprep.data import DataSettings, mnist_cifar
 from deeprep.experiments import fig1, fig3, fig5, fig7, training
@@ -167,18 +168,25 @@ def test_layer_features_are_those_that_were_measured(tmp_path):
 @pytest.mark.parametrize("full", [False, True])
 def test_three_figures_look_at_the_same_networks(made_up, trainings, full):
     options = Options(full=full, seeds=2)
-    for figure, panels in ((fig1, 2), (fig5, 2), (fig3, 8)):
+    maps = [f"{arch}, layer {layer}" for arch in fig1.ARCHS for layer in fig3.LAYERS]
+    for figure, panels in (
+        (fig1, ["numerical rank / width", "training accuracy of a linear probe"]),
+        (fig5, ["compression $C_l$", "discrimination $D_l$"]),
+        (fig3, maps),
+    ):
         name = figure.EXPERIMENT.name
         numbers = figure.compute(options, workspace(made_up / "out", name))
         assert len(trainings) == 4  # an MLP and a hybrid network of each seed, of figure 1
-        assert all(check.quantity for check in figure.check(numbers))
-        assert len(figure.plot(numbers).axes) == panels
+        quantities = [check.quantity for check in figure.check(numbers)]
+        assert len(set(quantities)) == len(quantities)
+        assert {name.rpartition(", ")[2] for name in quantities} >= set(fig1.ARCHS)
+        assert [axes.get_title() for axes in figure.plot(numbers).axes] == panels
     data = "cifar10" if full else "fashion-mnist"
     kept = made_up / "out" / "fig1" / "runs"
     names = {f"{arch}-{data}-seed{seed}" for arch in ("mlp", "hybrid") for seed in range(2)}
     assert {path.name for path in kept.iterdir()} == names
-    for drawn, other in numbers["networks"].values():  # only the maps of the figure are kept
-        assert set(drawn) - set(other) == {"maps", "labels", "class_names"}
+    for first, other in numbers["networks"].values():  # only the maps of the figure are kept
+        assert set(first) - set(other) == {"maps", "labels", "class_names"}
 
 
 def test_figure_1_full_size_is_the_authors(tmp_path):
@@ -216,6 +224,11 @@ def failed(figure, numbers):
 def test_figures_1_and_5_pass_their_own_verdicts(full):
     assert failed(fig1, paper_networks(full)) == []
     assert failed(fig5, paper_networks(full)) == []
+    for figure, paper in ((fig1, "paper (CIFAR-10)"), (fig5, "paper")):
+        for axes in figure.plot(paper_networks(full)).axes:
+            for arch in fig1.ARCHS:
+                ours, theirs = (drawn(axes)[f"{arch}, {of}"] for of in ("ours", paper))
+                assert ours[-7:] == pytest.approx(theirs)
 
 
 def test_figure_1_tells_what_does_not_compress():
@@ -259,13 +272,22 @@ def test_figure_3_judges_the_gain_in_the_map():
 # ---------------------------------------------------------------- figure 7
 
 
+def titles(figure):
+    """Name of the data set over every column."""
+    return [
+        axes.get_title().removeprefix("$C_l$ on ").partition(";")[0]
+        for axes in figure.axes
+        if axes.get_title().startswith("$C_l$ on ")
+    ]
+
+
 def test_figure_7_trains_three_depths_on_the_data_there_are(made_up, trainings):
     numbers = fig7.compute(Options(), workspace(made_up / "out", "fig7"))
     assert list(numbers["networks"]) == ["fashion-mnist", "cifar10"]
     assert len(trainings) == 6
     for depth, runs in numbers["networks"]["cifar10"].items():
         assert len(runs[0]["compression"]) == int(depth)
-    assert len(fig7.plot(numbers).axes) == 4
+    assert titles(fig7.plot(numbers)) == ["FashionMNIST", "CIFAR-10"]
     for path in (made_up / "data" / "cifar-10-batches-py").iterdir():
         path.unlink()
     (made_up / "data" / "cifar-10-batches-py").rmdir()
@@ -274,7 +296,7 @@ def test_figure_7_trains_three_depths_on_the_data_there_are(made_up, trainings):
     assert len(trainings) == 6
     missing = [check for check in fig7.check(numbers) if check.known]
     assert [check.quantity for check in missing] == ["CIFAR-10: depths trained"]
-    assert len(fig7.plot(numbers).axes) == 2
+    assert titles(fig7.plot(numbers)) == ["FashionMNIST"]
 
 
 def test_figure_7_passes_its_own_verdicts_and_tells_a_flat_line():
@@ -286,6 +308,10 @@ def test_figure_7_passes_its_own_verdicts_and_tells_a_flat_line():
         for dataset, curves in fig7.FIGURE.items()
     }
     assert failed(fig7, {"networks": networks}) == []
+    upper = [axes for axes in fig7.plot({"networks": networks}).axes if axes.get_legend()]
+    for axes in upper:
+        for ours, paper in zip(axes.lines[::3], axes.lines[2::3], strict=True):
+            assert list(ours.get_ydata()) == pytest.approx(list(paper.get_ydata()))
     flat = copy.deepcopy(networks)
     flat["cifar10"]["7"][0]["compression"] = [30.0, 17.0, 16.0, 15.0, 14.0, 13.0, 12.0]
     assert failed(fig7, {"networks": flat}) == [

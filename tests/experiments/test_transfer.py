@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from figures import drawn
 
 from deeprep.data import TextBatches, TextData, load_text
 from deeprep.data.tokenizers import WordTokenizer
@@ -144,7 +145,9 @@ def test_text_verdicts_tell_layers_that_do_not_compress():
         "discrimination": [(0.1 * layers).tolist()] * 2,
     }
     assert all(passed(text.check(geometric)).values())
-    assert [axes.get_yscale() for axes in text.plot(geometric).axes] == ["log", "linear"]
+    left, _ = text.plot(geometric).axes
+    assert left.get_yscale() == "log"
+    assert drawn(left)["geometric fit"] == pytest.approx(drawn(left)["sentences, ours"][1:])
     flat = {**geometric, "accuracy": [1.0, 0.6], "compression": [[5.0, 4, 5, 4, 5, 4, 5]]}
     assert [check.quantity for check in text.check(flat) if not check.passed] == [
         "training accuracy, least of all runs",
@@ -271,13 +274,16 @@ def test_fig8_judges_whether_both_curves_rise():
     assert all(check.passed for check in checks)
     slope = next(check for check in checks if "transfer" in check.quantity)
     assert slope.ours == pytest.approx(slope.paper)
+    compression, transfer, *right = fig8.plot(paper).axes  # the paper's own scales on the right
+    for axes, other in zip((compression, transfer), right, strict=True):
+        ours, theirs = drawn(axes)["ours (left axis)"], drawn(other)["paper (right axis)"]
+        assert ours == pytest.approx(theirs, rel=1e-3)
     falling = _numbers(fig8.FIGURE_COMPRESSION, fig8.FIGURE_ACCURACY[::-1])
     assert [check.quantity for check in fig8.check(falling) if not check.passed] == [
         "slope of the transfer accuracy, per layer of the head"
     ]
     paper["heads"]["1"]["accuracy"][0] = 0.7
     assert not passed(fig8.check(paper))["accuracy on the source, least of all runs"]
-    assert len(fig8.plot(paper).axes) == 4  # two panels, each with the paper's own scale
 
 
 def test_fig8_names_the_sizes_it_uses():
