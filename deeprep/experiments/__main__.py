@@ -31,7 +31,7 @@ Each figure leaves a picture, its numbers as JSON and a table paper | ours | ver
 fails is printed as failed, with what is known of the reason, and is no error: the exit status is 1
 only if a figure could not be computed, or with --strict if a verdict is not as it is known to be.
 
-`report` writes docs/reproduction.md from the results; `report --help` tells more.
+`report` writes docs/reproduction.md from the results; see `report --help`.
 
 Examples:
   python -m deeprep.experiments

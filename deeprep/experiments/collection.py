@@ -81,7 +81,7 @@ def collect(out: Path, docs: Path) -> list[str]:
 def redraw(docs: Path) -> list[str]:
     """Draw the figures and judge the verdicts anew, from the numbers that the documentation keeps.
 
-    Nothing is computed: for code that draws or judges in another way than when the numbers were.
+    Nothing is computed: for code that has changed how it draws, judges or words what it computes.
 
     Returns
     -------
@@ -94,8 +94,13 @@ def redraw(docs: Path) -> list[str]:
         if result is None:
             continue
         experiment = load_experiment(name)
-        judged = replace(result, checks=experiment.check(result.numbers))
-        strict_json.write(results / f"{name}.json", asdict(judged))
+        renewed = replace(
+            result,
+            title=experiment.title,
+            claim=experiment.claim,
+            checks=experiment.check(result.numbers),
+        )
+        strict_json.write(results / f"{name}.json", asdict(renewed))
         with TemporaryDirectory() as scratch:
             picture = Path(scratch) / "figure.png"
             save(experiment.plot(result.numbers), picture)

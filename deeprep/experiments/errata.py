@@ -1,4 +1,4 @@
-"""What the released code computes otherwise than the paper says, and by how much.
+"""Where the released code departs from the paper, and by how much.
 
 Five of the six are computed here next to the correct value; where the released code's own steps
 matter, a small function takes the same ones. All other experiments compute the correct values.

@@ -310,8 +310,8 @@ EXPERIMENT = Experiment(
     name="fig8",
     title="projection heads and transfer",
     claim=(
-        "The more layers the projection head has, the less collapsed are the features below it, "
-        "and the better do they transfer to other classes."
+        "The more layers the projection head has, the less collapsed the features below it are, "
+        "and the better they transfer to other classes."
     ),
     seeds=SEEDS,
     settings=settings,

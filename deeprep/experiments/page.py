@@ -107,7 +107,7 @@ def _differences(result: Result) -> Iterator[str]:
         notes.append(f"- **known to fail, and passed**: {_escaped('; '.join(unexpected))}.")
     if _size(result) == "reduced":
         command = f"`{_COMMAND} {result.name} --full`"
-        notes.append(f"- The size is reduced, the claim is the same; {command} has the full one.")
+        notes.append(f"- The size is reduced, for the same claim; {command} runs the full one.")
     ours = [setting.name for setting in result.settings if setting.source == "ours"]
     if ours:
         notes.append(f"- Settings of our own choice: {_escaped('; '.join(ours))}.")

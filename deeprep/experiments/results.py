@@ -167,7 +167,7 @@ def load_result(path: Path) -> Result:
     Raises
     ------
     ValueError
-        A file that is none.
+        A file that is no result.
     """
     values = strict_json.read(path)
     try:

@@ -1,7 +1,7 @@
-"""Figures of reports, in the manner of the paper's.
+"""Figures of reports, after the paper's.
 
-Every function returns the matplotlib Figure it draws and, given a path, writes it there in one
-step, in the format that the path's suffix names. Nothing touches pyplot's state.
+Every function returns the matplotlib Figure that it draws and, given a path, writes it there in one
+step, in the format of the path's suffix. None touches pyplot's state.
 """
 
 from deeprep.plots.comparison import compare

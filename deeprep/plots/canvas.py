@@ -34,7 +34,7 @@ def check_path(path: str | Path | None) -> None:
     Raises
     ------
     ValueError, FileNotFoundError
-        For a suffix that is no format of a figure, and for a directory that there is not.
+        For an unknown suffix, and a directory that does not exist.
     """
     if path is None:
         return
@@ -48,7 +48,7 @@ def check_path(path: str | Path | None) -> None:
 
 
 def save(figure: Figure, path: str | Path | None) -> Figure:
-    """Write the figure, atomically, where there is a path; return it."""
+    """Write the figure, atomically, if there is a path; return it."""
     if path is not None:
         with atomic_path(Path(path)) as temporary:
             figure.savefig(temporary, dpi=_RESOLUTION)

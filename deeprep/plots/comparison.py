@@ -35,9 +35,10 @@ def compare(
 ) -> Figure:
     """Draw C_l and D_l of several reports, a colour each, in one figure.
 
-    Reports whose names are numbers, or differ in a number only ("epoch 1", "epoch 10"), are drawn
-    in the order and the colours of a scale from dark to bright. Where all have as many layers, the
-    axis is the layer's index, else the relative depth l/L, L the last layer of each report.
+    Reports whose names are numbers, or differ in one number only ("epoch 1", "epoch 10"), are drawn
+    in the order of these, from dark to bright. The x axis is the layer, by name if all reports have
+    the same; it is the relative depth l/L, L the last layer of each report, if their numbers of
+    layers differ.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def compare(
     Raises
     ------
     ValueError, FileNotFoundError
-        For no reports, a suffix that is no format, and a directory that there is not.
+        For no reports, an unknown suffix, and a directory that does not exist.
 
     Examples
     --------

@@ -64,7 +64,7 @@ def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None 
     Raises
     ------
     ValueError, FileNotFoundError
-        For a suffix that is no format and a directory that there is not, before it is drawn.
+        For an unknown suffix and a directory that does not exist, before anything is drawn.
     """
     check_path(path)
     if not reports:

@@ -50,7 +50,7 @@ def plot_report(report: Rows, path: str | Path | None = None) -> Figure:
     Raises
     ------
     ValueError, FileNotFoundError
-        For a suffix that is no format and a directory that there is not, before it is drawn.
+        For an unknown suffix and a directory that does not exist, before anything is drawn.
     """
     check_path(path)
     with_pairs = [layer for layer in report.layers if RAW.pairs(layer)]
