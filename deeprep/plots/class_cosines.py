@@ -39,7 +39,7 @@ RAW = Cosines(
 CENTERED = Cosines(
     vectors="centred class means",
     formula=r"$\cos(\mu_k - \mu_G, \mu_{k'} - \mu_G)$",
-    pairs=lambda layer: getattr(layer, "closest_pairs_centered", None) or (),
+    pairs=lambda layer: layer.closest_pairs_centered or (),
 )
 
 

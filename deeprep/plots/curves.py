@@ -17,7 +17,7 @@ from deeprep.theory import LineFit
 
 # A standard error of many times the value says "unknown"; so does a bar over six decades.
 _LARGEST_FACTOR = 1e3
-# The jackknife leaves out a class at a time: of three it leaves one pair, which has no spread.
+# `metrics.jackknife` says why three have no errors; reports of older versions hold some.
 _LEAST_CLASSES_WITH_BARS = 4
 _LEAST_POINTS_OF_A_FIT = 3  # a line meets two whatever they are
 _MARKER_SIZE = 6.0  # points

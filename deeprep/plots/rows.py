@@ -24,6 +24,10 @@ class LayerRow(Protocol):
     def closest_pairs(self) -> Sequence[ClosestClasses] | None:
         """Pairs of classes by falling cosine of their means."""
 
+    @property
+    def closest_pairs_centered(self) -> Sequence[ClosestClasses] | None:
+        """Pairs of classes by falling cosine of their means less the global one."""
+
 
 class Rows(Protocol):
     """The layers of one network on one set of data; a `deeprep.LayerReport` is one."""
