@@ -78,8 +78,7 @@ def compare(
             last = max(1, len(report.layers) - 1)
             x = [layer.index / (last if len(depths) > 1 else 1) for layer in report.layers]
             style = _style(index, len(named), ordered=numbers is not None)
-            curve.draw(axes, report, x, label=shorten(name, 32), markersize=4, **style)
-            drawn += curve.values(report)
+            drawn += curve.draw(axes, report, x, label=shorten(name, 32), markersize=4, **style)
         curve.scale(axes, drawn)
         axes.set_title(curve.title, fontsize="medium", pad=10)
         if len(depths) > 1:

@@ -60,27 +60,33 @@ class Curve:
         x: Sequence[float],
         markersize: float = _MARKER_SIZE,
         **style: Any,
-    ) -> None:
-        """Draw the values against `x`, a gap where there is none, with the standard errors."""
+    ) -> list[float]:
+        """Draw the values against `x`, a gap where there is none, with the standard errors.
+
+        Returns
+        -------
+        The values and the ends of their error bars, for `scale`.
+        """
         values = self.values(report)
-        below, above = [], []
-        for layer, value in zip(report.layers, values, strict=True):
-            error = number(layer, f"{self.metric}_error")
-            low, high = self._bar(value, error)
-            below.append(low)
-            above.append(high)
-        unknown = all(map(math.isnan, below)) or report.num_classes < _LEAST_CLASSES_WITH_BARS
+        errors = [number(layer, f"{self.metric}_error") for layer in report.layers]
+        bars = [self._bar(*pair) for pair in zip(values, errors, strict=True)]
+        if report.num_classes < _LEAST_CLASSES_WITH_BARS or all(math.isnan(low) for low, _ in bars):
+            bars = []
         # Markers of many layers do not run into each other; caps show on both sides of theirs.
         size = min(markersize, 120 / max(1, len(x)))
         axes.errorbar(
             x,
             values,
-            yerr=None if unknown else [below, above],
+            yerr=list(zip(*bars, strict=True)) or None,
             capsize=0.7 * size,
             elinewidth=1.0,
             markersize=size,
             **style,
         )
+        drawn = list(values)
+        for value, (below, above) in zip(values, bars, strict=False):  # there may be no bars
+            drawn += [value - below, value + above]
+        return drawn
 
     def _bar(self, value: float, error: float | None) -> tuple[float, float]:
         """Lengths of the error bar below and above.
@@ -152,15 +158,15 @@ def draw_with_fit(axes: Axes, curve: Curve, report: Rows) -> None:
     """Draw one metric against the layer's index, and the line fitted to it for l >= 1."""
     depths = [layer.index for layer in report.layers]
     values = curve.values(report)
-    curve.draw(axes, report, depths, label=curve.symbol, marker=curve.marker, color=curve.color)
+    look: dict[str, Any] = {"label": curve.symbol, "marker": curve.marker, "color": curve.color}
+    drawn = curve.draw(axes, report, depths, **look)
     fit = curve.line(report)
-    drawn = values
     if fit is not None:
         fitted = [fit.intercept + fit.slope * depth for depth in depths[1:]]
         line = [10**value for value in fitted] if curve.is_log else fitted
         label = rf"fit: {curve.rate(fit.slope)} a layer, $R^2$ = {fit.r_squared:.3f}"
         axes.plot(depths[1:], line, "--", color="0.35", label=label)
-        drawn = [*values, *line]
+        drawn += line
     missing = [depth for depth, value in zip(depths, values, strict=True) if math.isnan(value)]
     for depth in missing:
         # A label with an underscore is not listed: one entry speaks for all.

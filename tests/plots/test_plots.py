@@ -144,6 +144,16 @@ def test_error_bars_on_the_log_axis_are_those_of_the_logarithm():
     assert axes.collections[0].get_segments()[1][:, 1].tolist() == pytest.approx([-0.15, 0.35])
 
 
+def test_error_bars_are_not_cut_off():
+    report = make_report([1.0, 0.8, 0.9], compression_error=0.6, discrimination_error=0.3)
+    for figure in (report.plot(), plots.compare({"a": report})):
+        for axes in figure.axes:
+            low, high = axes.get_ylim()
+            ends = np.concatenate(axes.collections[0].get_segments())[:, 1]
+            assert low < ends.min()
+            assert ends.max() < high
+
+
 def test_caps_of_error_bars_reach_beyond_the_markers():
     for depth in (2, 8, 60):
         report = make_report([0.5**index for index in range(depth)], compression_error=1e-6)
