@@ -5,8 +5,9 @@ Registered through `torch.library.Library.define`/`impl` (a few microseconds a c
 
 On CUDA all work goes to the current stream of the features' device, scratch memory comes from
 torch's caching allocator and nothing waits for the device, so CUDA graphs can capture it. Only the
-device knows whether a label is out of range: it notes that in an error tensor (3,) int64, made by
-`new_error`, and from then on leaves the state alone until the tensor is refilled with -1.
+device knows whether a label is out of range: it notes the first that is in a tensor `bad_label`
+(3,) int64, made by `new_bad_label`, and from then on leaves the state alone until the tensor is
+refilled with -1.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _MAX_CUDA_ROWS = 2**32 - 2  # rows are numbered by 32 bits there, which halves w
 _LABEL_TYPES = {torch.int32: _core.LabelType.int32, torch.int64: _core.LabelType.int64}
 
 _library = torch.library.Library("deeprep", "DEF")
+# The last argument is `bad_label`. Code that torch.compile keeps on disk, over an update of deeprep,
+# calls it by the name it has here.
 _library.define(
     "class_moments_(Tensor features, Tensor labels, Tensor(a!) counts, Tensor(b!) means, "
     "Tensor(c!) sumsq, int ignore_index=-100, Tensor(d!)? error=None) -> ()"
@@ -55,7 +58,7 @@ def class_moments_(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
-    error: Tensor | None = None,
+    bad_label: Tensor | None = None,
 ) -> None:
     """Merge a batch's class moments into a running state, in place, reading the features once.
 
@@ -72,7 +75,7 @@ def class_moments_(
         (N,) int32/int64 in [0, K), or `ignore_index` for rows to skip.
     counts, means, sumsq
         (K,) int64, (K, d) float64, (K,) float64; zeros to begin with.
-    error
+    bad_label
         (3,) int64 of -1, for CUDA features: takes the row and the value of the first label out of
         range, in place of an exception, and the call does not wait for the device. This batch and
         all later ones then leave the state as it is, until the tensor is refilled with -1. Without
@@ -81,8 +84,8 @@ def class_moments_(
     Raises
     ------
     ValueError, TypeError
-        On shapes, dtypes, devices that do not fit and on a label out of range (unless `error` takes
-        it); the state is untouched.
+        On shapes, dtypes, devices that do not fit and on a label out of range (unless `bad_label`
+        takes it); the state is untouched.
     NotImplementedError
         For CUDA features where this build has no CUDA kernels.
 
@@ -101,7 +104,9 @@ def class_moments_(
     >>> counts.tolist(), means.flatten().tolist(), sumsq.tolist()
     ([2, 1], [2.0, 5.0], [2.0, 0.0])
     """
-    torch.ops.deeprep.class_moments_(features, labels, counts, means, sumsq, ignore_index, error)
+    torch.ops.deeprep.class_moments_(
+        features, labels, counts, means, sumsq, ignore_index, bad_label
+    )
 
 
 def _class_moments_cpu(
@@ -111,10 +116,10 @@ def _class_moments_cpu(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
-    error: Tensor | None = None,
+    bad_label: Tensor | None = None,
 ) -> None:
     validate.check_batch(features, labels)
-    validate.check_state(features, counts, means, sumsq, error)
+    validate.check_state(features, counts, means, sumsq, bad_label)
     _call_core(features, labels, counts, means, sumsq, ignore_index)
 
 
@@ -125,23 +130,23 @@ def _class_moments_cuda(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
-    error: Tensor | None = None,
+    bad_label: Tensor | None = None,
 ) -> None:
     require_core(features.device)
     validate.check_batch(features, labels)
-    validate.check_state(features, counts, means, sumsq, error)
-    if error is not None:
-        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
+    validate.check_state(features, counts, means, sumsq, bad_label)
+    if bad_label is not None:
+        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, bad_label)
         return
     if features.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "error is None while a CUDA graph is captured, expected a (3,) int64 tensor of -1: "
+            "bad_label is None while a CUDA graph is captured, expected a (3,) int64 tensor of -1: "
             "labels cannot be checked before the graph runs"
         )
-    error = new_error(features.device)
-    _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
-    if (bad := refused_label(error)) is not None:
-        raise ValueError(validate.label_out_of_range(*bad, counts.shape[0], ignore_index))
+    bad_label = new_bad_label(features.device)
+    _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, bad_label)
+    if (found := read_bad_label(bad_label)) is not None:
+        raise ValueError(validate.label_out_of_range(*found, counts.shape[0], ignore_index))
 
 
 def merge_batch(
@@ -151,18 +156,18 @@ def merge_batch(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
-    error: Tensor | None = None,
+    bad_label: Tensor | None = None,
 ) -> None:
     """`class_moments_` without torch's dispatcher, for a state known to be valid.
 
     A training loop updates once a batch: the dispatcher and the checks of the state would cost more
-    than the features of a small one. `error` is given where the state is on CUDA.
+    than the features of a small one. `bad_label` is given where the state is on CUDA.
     """
     validate.check_batch(features, labels)
-    if error is None:
+    if bad_label is None:
         _call_core(features, labels, counts, means, sumsq, ignore_index)
     else:
-        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, error)
+        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, bad_label)
 
 
 def _call_core(
@@ -192,7 +197,7 @@ def _call_cuda_core(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int,
-    error: Tensor,
+    bad_label: Tensor,
 ) -> None:
     num_rows, num_columns = features.shape
     num_classes = counts.shape[0]
@@ -216,7 +221,7 @@ def _call_cuda_core(
             means.data_ptr(),
             sumsq.data_ptr(),
             num_classes,
-            error.data_ptr(),
+            bad_label.data_ptr(),
             scratch.data_ptr(),
             num_bytes,
             stream,
@@ -234,7 +239,7 @@ def _launching(device: torch.device) -> Iterator[int]:
 
 
 def _address(features: Tensor) -> tuple[int, _core.FeatureType, int, int, int, int]:
-    """Address, element type, N, d and the strides of features (N, d), as the core takes them."""
+    """Address, type, N, d and strides, in elements, of features (N, d), as the core takes them."""
     return (
         features.data_ptr(),
         _FEATURE_TYPES[features.dtype],
@@ -322,19 +327,22 @@ def require_core(device: torch.device) -> None:
         )
 
 
-def new_error(device: torch.device) -> Tensor:
-    """Make the tensor in which the CUDA core notes a label out of range: row, label, sealed."""
+def new_bad_label(device: torch.device) -> Tensor:
+    """Make the tensor in which the CUDA core notes a label out of range.
+
+    Its row, itself, and 1 once both are there; -1 until then.
+    """
     return torch.full((3,), -1, dtype=torch.int64, device=device)
 
 
-def is_refused(error: Tensor) -> Tensor:
+def has_bad_label(bad_label: Tensor) -> Tensor:
     """Whether a label out of range has been noted, () bool on the device: nothing is waited for."""
-    return error[0] >= 0
+    return bad_label[0] >= 0
 
 
-def refused_label(error: Tensor) -> tuple[int, int] | None:
+def read_bad_label(bad_label: Tensor) -> tuple[int, int] | None:
     """Row and value of the label noted, None where there is none; waits for the device."""
-    row, label, _ = error.tolist()
+    row, label, _ = bad_label.tolist()
     return None if row < 0 else (row, label)
 
 
@@ -345,10 +353,10 @@ def _class_moments_fake(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int = -100,
-    error: Tensor | None = None,
+    bad_label: Tensor | None = None,
 ) -> None:
     validate.check_batch(features, labels)
-    validate.check_state(features, counts, means, sumsq, error)
+    validate.check_state(features, counts, means, sumsq, bad_label)
 
 
 _library.impl("class_moments_", _class_moments_cpu, "CPU")

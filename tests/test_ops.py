@@ -283,8 +283,8 @@ def test_arguments_that_do_not_fit_are_named(change, error, message):
         deeprep.ops.class_moments_(**{**arguments, **change})
 
 
-@pytest.mark.parametrize("error", [None, torch.full((3,), -1)])
-def test_opcheck(error):
+@pytest.mark.parametrize("bad_label", [None, torch.full((3,), -1)])
+def test_opcheck(bad_label):
     for dtype in DTYPES:
         features, labels = make_batch(5, 20, 6, 3, dtype, "gaussian")
         state = (
@@ -293,18 +293,18 @@ def test_opcheck(error):
             torch.zeros(3, dtype=torch.float64),
         )
         torch.library.opcheck(
-            torch.ops.deeprep.class_moments_.default, (features, labels, *state, -100, error)
+            torch.ops.deeprep.class_moments_.default, (features, labels, *state, -100, bad_label)
         )
 
 
-@pytest.mark.parametrize("with_error", [False, True])
+@pytest.mark.parametrize("with_bad_label", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_works_under_torch_compile(backend, with_error):
-    error = torch.full((3,), -1) if with_error else None
+def test_works_under_torch_compile(backend, with_bad_label):
+    bad_label = torch.full((3,), -1) if with_bad_label else None
 
     def step(features, labels, counts, means, sumsq):
         hidden = torch.relu(features * 2)
-        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100, error)
+        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100, bad_label)
         return sumsq * 2
 
     features, labels = make_batch(6, 50, 8, 3, torch.float32, "gaussian")
@@ -321,9 +321,11 @@ def test_shapes_and_devices_are_checked_while_tracing_for_cuda():
         features, labels = torch.ones(4, 2, device="cuda"), torch.zeros(4, device="cuda").long()
         state = [torch.zeros(shape, device="cuda") for shape in ((3,), (3, 2), (3,))]
         state = [state[0].long(), state[1].double(), state[2].double()]
-        error = torch.zeros(3, dtype=torch.int64, device="cuda")
-        torch.ops.deeprep.class_moments_(features, labels, *state, -100, error)
-        with pytest.raises(ValueError, match="error is on cpu, expected cuda:0, where features is"):
+        bad_label = torch.zeros(3, dtype=torch.int64, device="cuda")
+        torch.ops.deeprep.class_moments_(features, labels, *state, -100, bad_label)
+        with pytest.raises(
+            ValueError, match="bad_label is on cpu, expected cuda:0, where features is"
+        ):
             torch.ops.deeprep.class_moments_(features, labels, *state, -100, torch.ones(3).long())
 
 

@@ -327,11 +327,11 @@ def check_state(
     counts: Tensor,
     means: Tensor,
     sumsq: Tensor,
-    error: Tensor | None,
+    bad_label: Tensor | None,
     *,
     same_device: bool = True,
 ) -> None:
-    """Check that a state (counts (K,), means (K, d), sumsq (K,), error (3,)) fits the features.
+    """Check that a state (counts (K,), means (K, d), sumsq (K,), bad_label (3,)) fits the features.
 
     It must be where they are, unless not `same_device`.
     """
@@ -343,8 +343,8 @@ def check_state(
         ("means", means, (num_classes, num_features), torch.float64),
         ("sumsq", sumsq, (num_classes,), torch.float64),
     ]
-    if error is not None:
-        expected.append(("error", error, (3,), torch.int64))
+    if bad_label is not None:
+        expected.append(("bad_label", bad_label, (3,), torch.int64))
     for name, tensor, shape, dtype in expected:
         if tensor.shape != shape:
             raise ValueError(

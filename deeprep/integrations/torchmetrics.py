@@ -141,9 +141,9 @@ class ClassScatterMetric(Metric):
         scatter = self._empty(1)
         scatter.num_features = moments.means.shape[1]
         scatter._moments = moments
-        scatter._products = states["products"] if self.full else None
-        scatter._error = None if on_host(moments.means) else states["refused"]
-        scatter.resolution = resolution
+        scatter._pooled_scatter = states["products"] if self.full else None
+        scatter._bad_label = None if on_host(moments.means) else states["refused"]
+        scatter.unit_roundoff = resolution
         return scatter
 
     def _empty(self, num_features: int) -> ClassScatter:
@@ -158,12 +158,12 @@ class ClassScatterMetric(Metric):
     def _adopt(self, scatter: ClassScatter) -> None:
         """Make the tensors of `scatter` the states."""
         self.counts, self.means, self.sumsq = scatter._moments
-        if scatter._products is not None:
-            self.products = scatter._products
-        if scatter._error is not None:
-            self.refused = scatter._error
+        if scatter._pooled_scatter is not None:
+            self.products = scatter._pooled_scatter
+        if scatter._bad_label is not None:
+            self.refused = scatter._bad_label
         with torch.inference_mode(False):
-            self.resolution = torch.full_like(self.resolution, scatter.resolution)
+            self.resolution = torch.full_like(self.resolution, scatter.unit_roundoff)
 
     # ---------------------------------------------------------------- what torchmetrics asks for
 
@@ -181,7 +181,7 @@ class ClassScatterMetric(Metric):
         if self.means.shape[1] > 0:
             scatter = self._as_scatter(self.metric_state)
             scatter.update(features, labels)
-            self.resolution.clamp_(min=scatter.resolution)  # on the device, without waiting
+            self.resolution.clamp_(min=scatter.unit_roundoff)  # on the device, without waiting
         else:
             scatter = self._empty(features.shape[1])
             scatter.update(features, labels)

@@ -96,7 +96,7 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     centered *= samples.sqrt().unsqueeze(1)
     total = torch.addmm(pooled, centered.T, centered)
     targets = centered.mul_(samples.sqrt().unsqueeze(1))
-    noise = noise_of_scatter(pooled, s.resolution, total)
+    noise = noise_of_scatter(pooled, s.unit_roundoff, total)
     weight = _solve(total, targets, noise, ridge * s.num_samples)
     return LinearProbe(weight, samples / s.num_samples - weight @ s.global_mean)
 

@@ -277,6 +277,6 @@ def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> 
     rows = s.means * s.counts.double().sqrt_().unsqueeze(1)
     second_moment = torch.addmm(pooled, rows.T, rows)
     eigenvalues = torch.linalg.eigvalsh(second_moment)
-    eigenvalues[eigenvalues <= noise_of_scatter(pooled, s.resolution, second_moment)] = 0.0
+    eigenvalues[eigenvalues <= noise_of_scatter(pooled, s.unit_roundoff, second_moment)] = 0.0
     descending: Tensor = eigenvalues.sqrt_().flip(0)
     return descending[:kept]

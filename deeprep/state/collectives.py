@@ -39,8 +39,8 @@ class _Found(NamedTuple):
     full: bool
     ignore_index: int
     device_type: str
-    resolution: float
-    refused: bool
+    unit_roundoff: float
+    bad_label: bool
 
     @classmethod
     def of(cls, scatter: Statistics) -> _Found:
@@ -50,8 +50,8 @@ class _Found(NamedTuple):
             scatter.full,
             scatter.ignore_index,
             scatter.device.type,
-            scatter.resolution,
-            scatter._error is not None and ops.refused_label(scatter._error) is not None,
+            scatter.unit_roundoff,
+            scatter._bad_label is not None and ops.read_bad_label(scatter._bad_label) is not None,
         )
 
     @property
@@ -92,17 +92,17 @@ def all_reduce(
     by_place: dict[torch.device, list[State]] = {}
     for layer, scatter in merged.items():
         by_place.setdefault(ranks.transport(found[layer].device_type), []).append(scatter)
-        scatter.resolution = found[layer].resolution
+        scatter.unit_roundoff = found[layer].unit_roundoff
     for place, states in by_place.items():
         moments = [state._moments for state in states]
-        products = [state._products for state in states]
+        pooled = [state._pooled_scatter for state in states]
         for bucket in _buckets(moments, ranks):
             targets = [moments[part.state] for part in bucket]
             rows = [_rows(part, ranks, ranks.rank, moments) for part in bucket]
             own = [_slice(m, *edges) for m, edges in zip(targets, rows, strict=True)]
-            _merge_rows(bucket, moments, own, products, ranks, place)
+            _merge_rows(bucket, moments, own, pooled, ranks, place)
             _hand_out(bucket, moments, ranks, place)
-        _sum([product for product in products if product is not None], ranks, place)
+        _sum([scatter for scatter in pooled if scatter is not None], ranks, place)
     return merged
 
 
@@ -123,7 +123,7 @@ def merged_share(scatter: State, ranks: Ranks) -> State:
         device=scatter.device,
         ignore_index=scatter.ignore_index,
     )
-    share.resolution = found.resolution
+    share.unit_roundoff = found.unit_roundoff
     for bucket in _buckets([scatter._moments], ranks):
         own = [_slice(share._moments, part.start, part.stop) for part in bucket]
         place = ranks.transport(found.device_type)
@@ -141,17 +141,17 @@ def _agree(scatters: Mapping[str, Statistics], ranks: Ranks, name: str) -> dict[
     )
     for layer, scatter in scatters.items():
         try:
-            scatter._require_accepted()
+            scatter._require_intact()
         except ValueError as error:
             raise ValueError(f"{name.format(layer)}: {error}") from None
     agreed: dict[str, _Found] = {}
     for layer in dict.fromkeys(layer for theirs in gathered for layer in theirs):
         states = {rank: theirs[layer] for rank, theirs in enumerate(gathered) if layer in theirs}
         called = name.format(layer)
-        refused = [rank for rank, state in states.items() if state.refused]
-        if refused:
+        bad_label = [rank for rank, state in states.items() if state.bad_label]
+        if bad_label:
             raise ValueError(
-                f"{called} has refused labels out of range on {_name(refused)}, expected none; "
+                f"{called} has met a label out of range on {_name(bad_label)}, expected none; "
                 "see the error raised there"
             )
         kinds: dict[str, list[int]] = {}
@@ -162,10 +162,12 @@ def _agree(scatters: Mapping[str, Statistics], ranks: Ranks, name: str) -> dict[
             raise ValueError(f"{called} is {listed}, expected the same on every rank")
         for device_type in sorted({state.device_type for state in states.values()}):
             ranks.transport(device_type)
-        resolution = max(state.resolution for state in states.values())
+        unit_roundoff = max(state.unit_roundoff for state in states.values())
         mine = scatters[layer].device.type if layer in scatters else None
         first = next(iter(states.values()))
-        agreed[layer] = first._replace(resolution=resolution, device_type=mine or first.device_type)
+        agreed[layer] = first._replace(
+            unit_roundoff=unit_roundoff, device_type=mine or first.device_type
+        )
     return agreed
 
 
@@ -251,13 +253,13 @@ def _merge_rows(
     bucket: Sequence[_Part],
     states: Sequence[Moments],
     own: Sequence[Moments],
-    products: Sequence[Tensor | None],
+    pooled: Sequence[Tensor | None],
     ranks: Ranks,
     place: torch.device,
 ) -> None:
     """Write into `own` this rank's rows of a bucket, merged over the ranks.
 
-    `products[i]` gets what the distances of the means of states[i] add to its pooled scatter.
+    `pooled[i]` gets what the distances of the means of states[i] add to its pooled scatter.
     """
     shares = [_shares(bucket, states, ranks, rank) for rank in range(ranks.size)]
     sizes = [_size(share) for share in shares]
@@ -279,7 +281,7 @@ def _merge_rows(
                 for mine, first in zip(target, theirs, strict=True):
                     mine.copy_(first)
             else:
-                merge_moments(target, theirs, products[part.state])
+                merge_moments(target, theirs, pooled[part.state])
 
 
 def _hand_out(

@@ -3,9 +3,8 @@
 Rows are shifted by pivots near their class means before they are multiplied, so nothing large
 cancels, one bounded block of rows at a time, in the precision of the features; sums over blocks are
 float64. S is symmetric, and on the CPU only its upper triangle is computed (SYRK): what lies below
-the diagonal of a `total` there is not to be relied on. On CUDA nothing waits for the device: what
-the CPU decides by looking at a value is there a fixed amount of work whose superfluous part adds
-zero.
+the diagonal there is not to be relied on. On CUDA nothing waits for the device: what the CPU
+decides by looking at a value is there a fixed amount of work whose superfluous part adds zero.
 """
 
 from __future__ import annotations
@@ -36,53 +35,57 @@ def add_shifted_gram(
     labels: Tensor,
     batch: Moments,
     ignore_index: int,
-    total: Tensor,
-    error: Tensor | None,
+    pooled_scatter: Tensor,
+    bad_label: Tensor | None,
 ) -> None:
-    """Add the pooled scatter of (features, labels) to `total` (d, d) float64.
+    """Add the pooled scatter of (features, labels) to `pooled_scatter` (d, d) float64.
 
     `batch` are the moments of these very features. Pivots are its means rounded to the precision of
     the products; what the rounding moved is taken off again where it shows (means beyond some 500
-    standard deviations). Nothing is added where `error` says that the batch was refused.
+    standard deviations). Nothing is added where `bad_label` holds one.
     """
     if features.shape[0] == 0:
         return
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     pivots = batch.means.to(dtype)
-    if error is not None:
-        # A refused batch may hold labels that are no row of the pivots.
-        labels = labels.long().masked_fill(ops.is_refused(error), ignore_index)
-        _add_blocks_on_device(features, labels, pivots, ignore_index, total)
+    if bad_label is not None:
+        # Such a batch may hold labels that are no row of the pivots.
+        labels = labels.long().masked_fill(ops.has_bad_label(bad_label), ignore_index)
+        _add_blocks_on_device(features, labels, pivots, ignore_index, pooled_scatter)
     else:
-        _add_blocks_on_host(features, labels, pivots, ignore_index, total)
+        _add_blocks_on_host(features, labels, pivots, ignore_index, pooled_scatter)
     if dtype == torch.float64:
         return
     moved = pivots - batch.means
-    if error is not None:
+    if bad_label is not None:
         rows = _weighted_rows(moved, batch.counts.double(), features.shape[0]).float()
         with _full_float32():
-            total.sub_(torch.mm(rows.T, rows, out=rows.new_empty(total.shape)))
+            pooled_scatter.sub_(torch.mm(rows.T, rows, out=rows.new_empty(pooled_scatter.shape)))
     elif bool((batch.counts * moved.square().sum(dim=1)).sum() > 1e-9 * batch.sumsq.sum()):
-        add_merge_terms(moved, batch.counts.double(), total, sign=-1)
+        add_merge_terms(moved, batch.counts.double(), pooled_scatter, sign=-1)
 
 
 def _add_blocks_on_host(
-    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, total: Tensor
+    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, pooled_scatter: Tensor
 ) -> None:
     num_rows = min(_rows_of_product(features.shape[1]), features.shape[0])
     shifted = pivots.new_empty((num_rows, features.shape[1]))
-    product = np.zeros(total.shape, shifted.numpy().dtype) if pivots.dtype != total.dtype else None
+    product = (
+        np.zeros(pooled_scatter.shape, shifted.numpy().dtype)
+        if pivots.dtype != pooled_scatter.dtype
+        else None
+    )
     for rows, block_labels in _blocks(features, labels, num_rows):
         block = shifted[: rows.shape[0]]
         ops.shift_rows(rows, block_labels, pivots, block, ignore_index)
         if product is None:
-            _multiply(block.numpy(), total.numpy(), keep=True)
+            _multiply(block.numpy(), pooled_scatter.numpy(), keep=True)
         else:
             _multiply(block.numpy(), product, keep=False)
             # By NumPy: torch's threads, once woken, would spin beside those of the BLAS and slow
             # it by 20 to 40 %.
             with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
-                np.add(total.numpy(), product, out=total.numpy())
+                np.add(pooled_scatter.numpy(), product, out=pooled_scatter.numpy())
 
 
 def _multiply(rows: Any, into: Any, *, keep: bool, sign: int = 1) -> None:
@@ -93,7 +96,7 @@ def _multiply(rows: Any, into: Any, *, keep: bool, sign: int = 1) -> None:
 
 
 def _add_blocks_on_device(
-    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, total: Tensor
+    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, pooled_scatter: Tensor
 ) -> None:
     """Shift and multiply as many rows at a time as a block holds, as a batch of equal products.
 
@@ -114,7 +117,7 @@ def _add_blocks_on_device(
             # torch.autocast leaves calls with `out` alone.
             torch.bmm(factors.mT, factors, out=grams[:used])
         # A single product needs no float64 copy of itself.
-        total += grams[0] if used == 1 else grams[:used].sum(dim=0, dtype=torch.float64)
+        pooled_scatter += grams[0] if used == 1 else grams[:used].sum(dim=0, dtype=torch.float64)
 
 
 def _rows_of_product(width: int) -> int:
@@ -148,23 +151,28 @@ def _full_float32() -> Iterator[None]:
 
 
 def add_merge_terms(
-    deltas: Tensor, weights: Tensor, total: Tensor, *, sign: int = 1, at_most: int | None = None
+    deltas: Tensor,
+    weights: Tensor,
+    pooled_scatter: Tensor,
+    *,
+    sign: int = 1,
+    at_most: int | None = None,
 ) -> None:
-    """Total (d, d) += sign * sum_k weights[k] deltas[k] deltas[k]', for weights >= 0.
+    """pooled_scatter (d, d) += sign * sum_k weights[k] deltas[k] deltas[k]', for weights >= 0.
 
     With deltas (K, d) the distances of two states' class means and weights n m / (n + m), this is
     the term by which merging them grows the pooled scatter. No more than `at_most` weights are not
     zero, where that is known.
     """
-    if not ops.on_host(total):
+    if not ops.on_host(pooled_scatter):
         rows = _weighted_rows(deltas, weights, at_most)
-        total.addmm_(rows.T, rows, alpha=sign)
+        pooled_scatter.addmm_(rows.T, rows, alpha=sign)
         return
     kept = ((weights != 0) & (deltas != 0).any(dim=1)).nonzero().squeeze(1)
     if kept.numel() == 0:
         return
     rows = deltas.index_select(0, kept).mul_(weights[kept].sqrt_().unsqueeze(1))
-    _multiply(rows.numpy(), total.numpy(), keep=True, sign=sign)
+    _multiply(rows.numpy(), pooled_scatter.numpy(), keep=True, sign=sign)
 
 
 def _weighted_rows(deltas: Tensor, weights: Tensor, at_most: int | None) -> Tensor:

@@ -46,6 +46,13 @@ class ClassScatter(Statistics):
     ignore_index
         Label of rows to skip.
 
+    Attributes
+    ----------
+    unit_roundoff
+        Of the arithmetic S was summed in: 2^-53 while all features were float64, 2^-24 once any
+        were of another type, 0 before the first. Metrics tell rounding errors from small
+        eigenvalues of S by it.
+
     Raises
     ------
     ValueError, TypeError
@@ -106,16 +113,16 @@ class ClassScatter(Statistics):
             self._update_from_the_end(features, labels)
             return
         features, labels = validate.to_tensors(features, labels, self.num_classes)
-        if self._error is not None and ops.on_host(features):
+        if self._bad_label is not None and ops.on_host(features):
             validate.check_batch(features, labels)
-            validate.check_state(features, *self._moments, self._error, same_device=False)
+            validate.check_state(features, *self._moments, self._bad_label, same_device=False)
             validate.check_labels(labels, self.num_classes, self.ignore_index)
             streaming.stream(features, labels, self.device, self._take)
         else:
             self._take(features, labels)
         # Half types are widened to float32 before anything is computed.
         unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
-        self.resolution = max(self.resolution, unit)
+        self.unit_roundoff = max(self.unit_roundoff, unit)
 
     def _update_from_the_end(self, features: NDArray[Any], labels: Any) -> None:
         """Take in a NumPy array of rows or columns that run backwards, which no tensor can.
@@ -149,13 +156,13 @@ class ClassScatter(Statistics):
 
     def _take(self, features: Tensor, labels: Tensor) -> None:
         """Take in a batch that is where the state is."""
-        if self._products is None:
+        if self._pooled_scatter is None:
             self._update(self._moments, features, labels)
             return
         batch = Moments.zeros(self.num_classes, self.num_features, self.device)
         self._update(batch, features, labels)
         pooled.add_shifted_gram(
-            features, labels, batch, self.ignore_index, self._products, self._error
+            features, labels, batch, self.ignore_index, self._pooled_scatter, self._bad_label
         )
         self._merge_moments(batch, at_most=features.shape[0])
 
@@ -169,7 +176,7 @@ class ClassScatter(Statistics):
             and not torch.compiler.is_compiling()
         )
         update = ops.merge_batch if direct else ops.class_moments_
-        update(features, labels, *moments, self.ignore_index, self._error)
+        update(features, labels, *moments, self.ignore_index, self._bad_label)
 
     def merge(self, other: ClassScatter) -> None:
         """Take in all that `other`, on any device, has seen, exactly (Chan, Golub, LeVeque 1979).
@@ -183,15 +190,15 @@ class ClassScatter(Statistics):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(f"other.{name} is {theirs}, expected {mine} as in this state")
-        self._require_accepted()
-        other._require_accepted()
-        if self._products is not None and other._products is not None:
-            self._products += other._products.to(self.device)
+        self._require_intact()
+        other._require_intact()
+        if self._pooled_scatter is not None and other._pooled_scatter is not None:
+            self._pooled_scatter += other._pooled_scatter.to(self.device)
         self._merge_moments(Moments(*(tensor.to(self.device) for tensor in other._moments)))
-        self.resolution = max(self.resolution, other.resolution)
+        self.unit_roundoff = max(self.unit_roundoff, other.unit_roundoff)
 
     def _merge_moments(self, other: Moments, at_most: int | None = None) -> None:
-        merge_moments(self._moments, other, self._products, at_most)
+        merge_moments(self._moments, other, self._pooled_scatter, at_most)
 
     def all_reduce(self, group: Any = None) -> None:
         """Make the states of all processes of a torch.distributed group one: their merge.
@@ -216,13 +223,13 @@ class ClassScatter(Statistics):
         """Forget every sample and every error."""
         for tensor in self._tensors().values():
             tensor.zero_()
-        self._clear_error()
-        self.resolution = 0.0
+        self._clear_bad_label()
+        self.unit_roundoff = 0.0
         self._warned_empty = False
 
-    def _clear_error(self) -> None:
-        if self._error is not None:
-            self._error.fill_(-1)
+    def _clear_bad_label(self) -> None:
+        if self._bad_label is not None:
+            self._bad_label.fill_(-1)
 
     # ---------------------------------------------------------------- moving and saving
 
@@ -239,7 +246,7 @@ class ClassScatter(Statistics):
         ops.require_core(torch.device(device))
         if torch.empty(0, device=device).device == self.device:  # "cuda" is the current one
             return self
-        self._require_accepted()
+        self._require_intact()
         moved = ClassScatter(
             self.num_classes,
             self.num_features,
@@ -249,23 +256,31 @@ class ClassScatter(Statistics):
         )
         for target, source in zip(moved._tensors().values(), self._tensors().values(), strict=True):
             target.copy_(source)
-        moved.resolution = self.resolution
+        moved.unit_roundoff = self.unit_roundoff
         moved._warned_empty = self._warned_empty
         return moved
 
     def _tensors(self) -> dict[str, Tensor]:
         """Name -> tensor of everything that grows with the samples."""
         tensors = self._moments._asdict()
-        return tensors if self._products is None else {**tensors, "products": self._products}
+        return (
+            tensors
+            if self._pooled_scatter is None
+            else {**tensors, "products": self._pooled_scatter}
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue elsewhere; tensors are copies."""
-        self._require_accepted()
+        """Everything needed to continue elsewhere; tensors are copies.
+
+        Under "products" is `pooled_scatter`, under "resolution" `unit_roundoff`, as they were
+        called when files of this version were first written.
+        """
+        self._require_intact()
         return {
             "version": STATE_VERSION,
             **{name: tensor.clone() for name, tensor in self._moments._asdict().items()},
             "products": self.pooled_scatter if self.full else None,
-            "resolution": self.resolution,
+            "resolution": self.unit_roundoff,
             "ignore_index": self.ignore_index,
         }
 
@@ -292,8 +307,8 @@ class ClassScatter(Statistics):
                 )
         for name, target in targets.items():
             target.copy_(state[name])
-        self._clear_error()
-        self.resolution = float(state["resolution"])
+        self._clear_bad_label()
+        self.unit_roundoff = float(state["resolution"])
         self.ignore_index = int(state["ignore_index"])
 
     def save(self, path: str | Path) -> None:

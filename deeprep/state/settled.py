@@ -18,16 +18,16 @@ class SettledScatter(ClassScatter):
     """
 
     def __init__(self, scatter: ClassScatter) -> None:
-        scatter._require_accepted()
+        scatter._require_intact()
         self.__dict__.update(vars(scatter))
-        self._error = None  # looked at just now
+        self._bad_label = None  # looked at just now
 
     def with_means(self, means: Tensor) -> SettledScatter:
         """Return a state of the same counts and sums of squares, with other means (K, D)."""
         other = SettledScatter(self)
         other.__dict__.pop("global_mean", None)
         other._moments = self._moments._replace(means=means)
-        other.num_features, other.full, other._products = means.shape[1], False, None
+        other.num_features, other.full, other._pooled_scatter = means.shape[1], False, None
         return other
 
     @cached_property

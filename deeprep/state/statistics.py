@@ -74,18 +74,20 @@ class Statistics:
         self.full = bool(full)
         self.ignore_index = int(ignore_index)
         ops.require_core(torch.get_default_device() if device is None else torch.device(device))
-        self._products: Tensor | None = None  # S; only the triangle from the diagonal up counts
+        self._pooled_scatter: Tensor | None = (
+            None  # S; only the triangle from the diagonal up counts
+        )
         # Where the device notes a label out of range; the CPU raises at once.
-        self._error: Tensor | None = None
+        self._bad_label: Tensor | None = None
         # Tensors that are made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
             self._moments = Moments.zeros(self.num_classes, self.num_features, device)
             if self.full:
                 square = (self.num_features, self.num_features)
-                self._products = self._moments.means.new_zeros(square)
+                self._pooled_scatter = self._moments.means.new_zeros(square)
             if not ops.on_host(self._moments.means):
-                self._error = ops.new_error(self.device)
-        self.resolution = 0.0
+                self._bad_label = ops.new_bad_label(self.device)
+        self.unit_roundoff = 0.0
         self._warned_empty = False
 
     @property
@@ -93,13 +95,13 @@ class Statistics:
         """Where the state lives."""
         return self._moments.means.device
 
-    def _require_accepted(self) -> None:
-        """Raise if the device has refused a batch; waits for it."""
-        bad = None if self._error is None else ops.refused_label(self._error)
-        if bad is None:
+    def _require_intact(self) -> None:
+        """Raise if the device has met a label out of range; waits for it."""
+        bad_label = None if self._bad_label is None else ops.read_bad_label(self._bad_label)
+        if bad_label is None:
             return
         found = validate.label_out_of_range(
-            *bad, self.num_classes, self.ignore_index, whose=" of an earlier update"
+            *bad_label, self.num_classes, self.ignore_index, whose=" of an earlier update"
         )
         raise ValueError(
             f"{found}; that update and those after it were not taken in, reset() starts anew"
@@ -108,19 +110,19 @@ class Statistics:
     @property
     def counts(self) -> Tensor:
         """n_k, (K,) int64."""
-        self._require_accepted()
+        self._require_intact()
         return self._moments.counts
 
     @property
     def means(self) -> Tensor:
         """mu_k = (1/n_k) sum_i z_ki, (K, d) float64; zero for classes without samples."""
-        self._require_accepted()
+        self._require_intact()
         return self._moments.means
 
     @property
     def sumsq(self) -> Tensor:
         """sum_i |z_ki - mu_k|^2, (K,) float64."""
-        self._require_accepted()
+        self._require_intact()
         return self._moments.sumsq
 
     @property
@@ -248,13 +250,13 @@ class Statistics:
     @property
     def pooled_scatter(self) -> Tensor:
         """S = N Sigma_W, (d, d) float64; needs ``full=True``."""
-        if self._products is None:
+        if self._pooled_scatter is None:
             raise ValueError(
                 "this ClassScatter has full=False, expected full=True: the (d, d) matrices were "
                 "not accumulated"
             )
-        self._require_accepted()
-        return self._products.triu() + self._products.triu(1).T
+        self._require_intact()
+        return self._pooled_scatter.triu() + self._pooled_scatter.triu(1).T
 
     @property
     def within(self) -> Tensor:

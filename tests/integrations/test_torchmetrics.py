@@ -96,7 +96,7 @@ def test_forward_gives_the_batch_and_takes_it_in():
     assert_measures(metric.compute(), whole(batches))
     pooled = whole(batches, full=True).pooled_scatter
     torch.testing.assert_close(metric.scatter.pooled_scatter, pooled, rtol=1e-5, atol=1e-5)
-    assert metric.scatter.resolution == 2.0**-24  # of float32 features, not of float64
+    assert metric.scatter.unit_roundoff == 2.0**-24  # of float32 features, not of float64
 
 
 def test_a_batch_with_one_class_is_nan_and_no_error():

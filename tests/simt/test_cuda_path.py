@@ -122,7 +122,7 @@ def test_a_label_out_of_range_is_raised_at_the_next_read(never_wait, full, bad):
 
 
 @pytest.mark.usefixtures("on_host")
-def test_loading_a_state_clears_the_error():
+def test_loading_a_state_clears_the_bad_label():
     features, labels = make_data()
     s = ClassScatter(NUM_CLASSES, WIDTH)
     s.update(features, torch.full_like(labels, 99))
@@ -131,7 +131,7 @@ def test_loading_a_state_clears_the_error():
 
 
 @pytest.mark.usefixtures("on_host")
-def test_the_operator_raises_at_once_unless_it_is_given_an_error_tensor(never_wait):
+def test_the_operator_raises_at_once_unless_it_is_given_a_tensor_for_the_label(never_wait):
     features, labels = make_data()
     labels[5] = 11
     state = (
@@ -141,13 +141,13 @@ def test_the_operator_raises_at_once_unless_it_is_given_an_error_tensor(never_wa
     )
     with pytest.raises(ValueError, match=r"labels\[5\] is 11, expected a class in \[0, 4\)"):
         ops._class_moments_cuda(features, labels, *state)
-    error = ops.new_error(features.device)
+    bad_label = ops.new_bad_label(features.device)
     with never_wait():
-        ops._class_moments_cuda(features, labels, *state, -100, error)
-    assert error[:2].tolist() == [5, 11]
+        ops._class_moments_cuda(features, labels, *state, -100, bad_label)
+    assert bad_label[:2].tolist() == [5, 11]
     assert not state[0].any()
-    with pytest.raises(TypeError, match=r"error has dtype torch.int32, expected torch.int64"):
-        ops._class_moments_cuda(features, labels, *state, -100, error.int())
+    with pytest.raises(TypeError, match=r"bad_label has dtype torch.int32, expected torch.int64"):
+        ops._class_moments_cuda(features, labels, *state, -100, bad_label.int())
 
 
 def test_without_the_kernels_a_cuda_device_says_how_to_get_them(monkeypatch):
@@ -254,19 +254,19 @@ def test_an_ignored_label_that_does_not_fit_the_labels_type(full):
 
 
 @pytest.mark.usefixtures("on_host")
-def test_all_reduce_raises_in_every_process_where_one_has_refused(monkeypatch):
+def test_all_reduce_raises_in_every_process_where_one_met_a_bad_label(monkeypatch):
     features, labels = make_data()
     s = ClassScatter(NUM_CLASSES, WIDTH)
     s.update(features, labels)
     before = s.state_dict()
 
-    def with_a_process_that_refused(ranks, mine):
-        return [mine, {name: found._replace(refused=True) for name, found in mine.items()}]
+    def with_a_process_that_met_one(ranks, mine):
+        return [mine, {name: found._replace(bad_label=True) for name, found in mine.items()}]
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
-    monkeypatch.setattr(Ranks, "gather", with_a_process_that_refused)
-    with pytest.raises(ValueError, match="the state has refused labels out of range on rank 1"):
+    monkeypatch.setattr(Ranks, "gather", with_a_process_that_met_one)
+    with pytest.raises(ValueError, match="the state has met a label out of range on rank 1"):
         s.all_reduce()
     assert_state(s, before)
     s.update(features, torch.full_like(labels, 4))

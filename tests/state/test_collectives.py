@@ -85,7 +85,7 @@ def check_sums(rank, size):
             assert_same_bits(s, merge_in_order(data, size, full=full))
             assert_close(s, class_scatter(*data, NUM_CLASSES, full=full), tolerance)
             assert_same_everywhere(s, size)
-            assert s.resolution == (2.0**-53 if dtype == torch.float64 else 2.0**-24)
+            assert s.unit_roundoff == (2.0**-53 if dtype == torch.float64 else 2.0**-24)
 
 
 def check_far_from_zero(rank, size):

@@ -208,7 +208,7 @@ def test_state_dict_round_trip_and_refusals():
     s.update(features, labels)
     copy.update(features, labels)
     assert_same(copy, s, 0)
-    assert copy.resolution == s.resolution == 2.0**-24
+    assert copy.unit_roundoff == s.unit_roundoff == 2.0**-24
     with pytest.raises(ValueError, match=r"state\['counts'\] has shape \(4,\)"):
         ClassScatter(5, 6, full=True).load_state_dict(s.state_dict())
     with pytest.raises(ValueError, match="state has full=True, expected full=False"):

@@ -156,28 +156,28 @@ def test_labels_out_of_range_raise_at_once_or_are_noted():
     labels[777:779] = 5
     with pytest.raises(ValueError, match=r"labels\[777\] is 5, expected a class in \[0, 5\)"):
         ops.class_moments_(features, labels, *state)
-    error = ops.new_error(features.device)
-    ops.class_moments_(features, labels, *state, error=error)
-    ops.class_moments_(features, labels.clamp(max=4), *state, error=error)
-    assert error[:2].tolist() == [777, 5]
+    bad_label = ops.new_bad_label(features.device)
+    ops.class_moments_(features, labels, *state, bad_label=bad_label)
+    ops.class_moments_(features, labels.clamp(max=4), *state, bad_label=bad_label)
+    assert bad_label[:2].tolist() == [777, 5]
     assert not any(tensor.any() for tensor in state)
-    error.fill_(-1)
-    ops.class_moments_(features, labels.clamp(max=4), *state, error=error)
+    bad_label.fill_(-1)
+    ops.class_moments_(features, labels.clamp(max=4), *state, bad_label=bad_label)
     assert int(state[0].sum()) > 0
 
 
-@pytest.mark.parametrize("with_error", [False, True])
-def test_opcheck_and_torch_compile(with_error):
+@pytest.mark.parametrize("with_bad_label", [False, True])
+def test_opcheck_and_torch_compile(with_bad_label):
     features, labels = (tensor.cuda() for tensor in make_data(50, 8, 3))
-    error = ops.new_error(features.device) if with_error else None
+    bad_label = ops.new_bad_label(features.device) if with_bad_label else None
     torch.library.opcheck(
         torch.ops.deeprep.class_moments_.default,
-        (features, labels, *state_on("cuda", 8, 3), -100, error),
+        (features, labels, *state_on("cuda", 8, 3), -100, bad_label),
     )
 
     def step(features, labels, counts, means, sumsq):
         hidden = torch.relu(features * 2)
-        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100, error)
+        torch.ops.deeprep.class_moments_(hidden, labels, counts, means, sumsq, -100, bad_label)
         return sumsq * 2
 
     state = state_on("cuda", 8, 3)
@@ -287,7 +287,7 @@ def test_cuda_graph(full):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         s.update(features, labels)
-        with pytest.raises(RuntimeError, match="error is None while a CUDA graph is captured"):
+        with pytest.raises(RuntimeError, match="bad_label is None while a CUDA graph is captured"):
             ops.class_moments_(features, labels, *state_on("cuda", 64, 10))
     s.reset()
     for seed in range(3):

@@ -59,7 +59,7 @@ def test_the_same_bits_come_back_and_go_on_alike(tmp_path, full):
     loaded = ClassScatter.load(str(path))
     assert bits_of(loaded) == bits_of(state)
     assert loaded.nonfinite_classes == [2]
-    assert loaded.resolution == 2.0**-24
+    assert loaded.unit_roundoff == 2.0**-24
     loaded.update(torch.ones(1, 5), torch.tensor([255]))
     assert loaded.num_samples == 61
 
