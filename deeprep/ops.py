@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deeprep.base import validate
+from deeprep.base.indivisible import Step, indivisibly
 
 try:
     from deeprep import _core
@@ -43,8 +45,7 @@ _MAX_CUDA_ROWS = 2**32 - 2  # rows are numbered by 32 bits there, which halves w
 _LABEL_TYPES = {torch.int32: _core.LabelType.int32, torch.int64: _core.LabelType.int64}
 
 _library = torch.library.Library("deeprep", "DEF")
-# The last argument is `bad_label`. Code that torch.compile keeps on disk, over an update of deeprep,
-# calls it by the name it has here.
+# The last argument is `bad_label`; code that torch.compile has kept on disk calls it by this name.
 _library.define(
     "class_moments_(Tensor features, Tensor labels, Tensor(a!) counts, Tensor(b!) means, "
     "Tensor(c!) sumsq, int ignore_index=-100, Tensor(d!)? error=None) -> ()"
@@ -157,17 +158,19 @@ def merge_batch(
     sumsq: Tensor,
     ignore_index: int = -100,
     bad_label: Tensor | None = None,
+    then: Step | None = None,
 ) -> None:
     """`class_moments_` without torch's dispatcher, for a state known to be valid.
 
     A training loop updates once a batch: the dispatcher and the checks of the state would cost more
-    than the features of a small one. `bad_label` is given where the state is on CUDA.
+    than the features of a small one. `bad_label` is given where the state is on CUDA. No exception
+    comes between the change of the state and the step `then`.
     """
     validate.check_batch(features, labels)
     if bad_label is None:
-        _call_core(features, labels, counts, means, sumsq, ignore_index)
+        _call_core(features, labels, counts, means, sumsq, ignore_index, then)
     else:
-        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, bad_label)
+        _call_cuda_core(features, labels, counts, means, sumsq, ignore_index, bad_label, then)
 
 
 def _call_core(
@@ -177,9 +180,10 @@ def _call_core(
     means: Tensor,
     sumsq: Tensor,
     ignore_index: int,
+    then: Step | None = None,
 ) -> None:
     labels = labels.contiguous()
-    _core.class_moments(
+    arguments = (
         *_address(features),
         *_address_of_labels(labels, ignore_index),
         counts.data_ptr(),
@@ -188,6 +192,14 @@ def _call_core(
         counts.shape[0],
         torch.get_num_threads(),
     )
+    _call(_core.class_moments, arguments, then)
+
+
+def _call(function: Callable[..., None], arguments: tuple[Any, ...], then: Step | None) -> None:
+    if then is None:
+        function(*arguments)
+    else:
+        indivisibly(partial(function, *arguments), then)
 
 
 def _call_cuda_core(
@@ -198,10 +210,13 @@ def _call_cuda_core(
     sumsq: Tensor,
     ignore_index: int,
     bad_label: Tensor,
+    then: Step | None = None,
 ) -> None:
     num_rows, num_columns = features.shape
     num_classes = counts.shape[0]
     if num_rows == 0:
+        if then is not None:
+            then()
         return
     if num_rows > _MAX_CUDA_ROWS:
         raise ValueError(
@@ -214,7 +229,7 @@ def _call_cuda_core(
         )
         scratch = torch.empty(num_bytes, dtype=torch.uint8, device=features.device)
         labels = labels.contiguous()
-        _core.class_moments_cuda(
+        arguments = (
             *_address(features),
             *_address_of_labels(labels, ignore_index),
             counts.data_ptr(),
@@ -226,6 +241,7 @@ def _call_cuda_core(
             num_bytes,
             stream,
         )
+        _call(_core.class_moments_cuda, arguments, then)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from deeprep.base.ranks import Ranks
 from deeprep.base.validate import require
 from deeprep.state.merge import merge_moments
 from deeprep.state.moments import Moments
-from deeprep.state.statistics import Statistics
+from deeprep.state.statistics import Change, Statistics
 
 __all__ = ["all_reduce", "merged_share"]
 
@@ -40,10 +40,15 @@ class _Found(NamedTuple):
     ignore_index: int
     device_type: str
     unit_roundoff: float
-    bad_label: bool
+    flaw: str | None  # why it cannot be merged
 
     @classmethod
     def of(cls, scatter: Statistics) -> _Found:
+        flaw = None
+        if scatter._is_half_done:
+            flaw = "is half changed"
+        elif scatter._bad_label is not None and ops.read_bad_label(scatter._bad_label) is not None:
+            flaw = "has met a label out of range"
         return cls(
             scatter.num_classes,
             scatter.num_features,
@@ -51,7 +56,7 @@ class _Found(NamedTuple):
             scatter.ignore_index,
             scatter.device.type,
             scatter.unit_roundoff,
-            scatter._bad_label is not None and ops.read_bad_label(scatter._bad_label) is not None,
+            flaw,
         )
 
     @property
@@ -92,6 +97,12 @@ def all_reduce(
     by_place: dict[torch.device, list[State]] = {}
     for layer, scatter in merged.items():
         by_place.setdefault(ranks.transport(found[layer].device_type), []).append(scatter)
+    # Whatever ends this call before its end, a lost process or Ctrl-C, finds every state marked.
+    change = Change(ranks.call)
+    for scatter in merged.values():
+        scatter._change = change
+    change.under_way = True
+    for layer, scatter in merged.items():
         scatter.unit_roundoff = found[layer].unit_roundoff
     for place, states in by_place.items():
         moments = [state._moments for state in states]
@@ -103,6 +114,7 @@ def all_reduce(
             _merge_rows(bucket, moments, own, pooled, ranks, place)
             _hand_out(bucket, moments, ranks, place)
         _sum([scatter for scatter in pooled if scatter is not None], ranks, place)
+    change.under_way = False
     return merged
 
 
@@ -142,17 +154,17 @@ def _agree(scatters: Mapping[str, Statistics], ranks: Ranks, name: str) -> dict[
     for layer, scatter in scatters.items():
         try:
             scatter._require_intact()
-        except ValueError as error:
-            raise ValueError(f"{name.format(layer)}: {error}") from None
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"{name.format(layer)}: {error}") from None
     agreed: dict[str, _Found] = {}
     for layer in dict.fromkeys(layer for theirs in gathered for layer in theirs):
         states = {rank: theirs[layer] for rank, theirs in enumerate(gathered) if layer in theirs}
         called = name.format(layer)
-        bad_label = [rank for rank, state in states.items() if state.bad_label]
-        if bad_label:
+        for flaw in sorted({state.flaw for state in states.values() if state.flaw is not None}):
+            where = [rank for rank, state in states.items() if state.flaw == flaw]
             raise ValueError(
-                f"{called} has met a label out of range on {_name(bad_label)}, expected none; "
-                "see the error raised there"
+                f"{called} {flaw} on {_name(where)}, expected an intact one; see the error raised "
+                "there"
             )
         kinds: dict[str, list[int]] = {}
         for rank, state in states.items():

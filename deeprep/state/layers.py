@@ -41,7 +41,8 @@ def all_reduce_layers(
         their device; all are untouched.
     RankLostError
         Where a process does not come within the timeout of the group, or dies. States are
-        untouched if it never came, and else not to be used.
+        untouched if it never came; else whatever reads them raises a RuntimeError, until `reset`
+        or `load_state_dict`. The same holds after Ctrl-C.
 
     Examples
     --------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.linalg import blas
 from torch import Tensor
 
 from deeprep import ops
+from deeprep.base.indivisible import Step
 
 if TYPE_CHECKING:
     from deeprep.state.moments import Moments
@@ -30,74 +32,93 @@ _BLOCK_ROWS = 4096
 _BLOCK_ENTRIES = 2**24  # 64 MiB of float32
 
 
-def add_shifted_gram(
+def product_steps(
     features: Tensor,
     labels: Tensor,
     batch: Moments,
     ignore_index: int,
     pooled_scatter: Tensor,
     bad_label: Tensor | None,
-) -> None:
-    """Add the pooled scatter of (features, labels) to `pooled_scatter` (d, d) float64.
+) -> list[Step]:
+    """Multiply, and return the steps that add the result to `pooled_scatter` (d, d) float64.
 
-    `batch` are the moments of these very features. Pivots are its means rounded to the precision of
-    the products; what the rounding moved is taken off again where it shows (means beyond some 500
-    standard deviations). Nothing is added where `bad_label` holds one.
+    That is the pooled scatter of (features, labels), of which `batch` are the moments. Pivots are
+    its means rounded to the precision of the products; what the rounding moved is taken off again
+    where it shows (means beyond some 500 standard deviations). Nothing is added where `bad_label`
+    holds one.
     """
     if features.shape[0] == 0:
-        return
+        return []
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     pivots = batch.means.to(dtype)
-    if bad_label is not None:
+    if bad_label is None:
+        steps = _steps_on_host(features, labels, pivots, ignore_index, pooled_scatter)
+    else:
         # Such a batch may hold labels that are no row of the pivots.
         labels = labels.long().masked_fill(ops.has_bad_label(bad_label), ignore_index)
-        _add_blocks_on_device(features, labels, pivots, ignore_index, pooled_scatter)
-    else:
-        _add_blocks_on_host(features, labels, pivots, ignore_index, pooled_scatter)
+        steps = _steps_on_device(features, labels, pivots, ignore_index, pooled_scatter)
     if dtype == torch.float64:
-        return
+        return steps
     moved = pivots - batch.means
     if bad_label is not None:
         rows = _weighted_rows(moved, batch.counts.double(), features.shape[0]).float()
         with _full_float32():
-            pooled_scatter.sub_(torch.mm(rows.T, rows, out=rows.new_empty(pooled_scatter.shape)))
+            excess = torch.mm(rows.T, rows, out=rows.new_empty(pooled_scatter.shape))
+        steps.append(partial(Tensor.sub_, pooled_scatter, excess))
     elif bool((batch.counts * moved.square().sum(dim=1)).sum() > 1e-9 * batch.sumsq.sum()):
-        add_merge_terms(moved, batch.counts.double(), pooled_scatter, sign=-1)
+        steps += merge_term_steps(moved, batch.counts.double(), pooled_scatter, sign=-1)
+    return steps
 
 
-def _add_blocks_on_host(
+def _steps_on_host(
     features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, pooled_scatter: Tensor
-) -> None:
+) -> list[Step]:
+    """Where there are several blocks, S and the products are added up in memory aside."""
     num_rows = min(_rows_of_product(features.shape[1]), features.shape[0])
     shifted = pivots.new_empty((num_rows, features.shape[1]))
-    product = (
-        np.zeros(pooled_scatter.shape, shifted.numpy().dtype)
-        if pivots.dtype != pooled_scatter.dtype
-        else None
-    )
-    for rows, block_labels in _blocks(features, labels, num_rows):
-        block = shifted[: rows.shape[0]]
-        ops.shift_rows(rows, block_labels, pivots, block, ignore_index)
-        if product is None:
-            _multiply(block.numpy(), pooled_scatter.numpy(), keep=True)
-        else:
-            _multiply(block.numpy(), product, keep=False)
+    several = num_rows < features.shape[0]
+    scatter = pooled_scatter.numpy()
+    blocks = _shifted_blocks(features, labels, pivots, ignore_index, shifted)
+    if pivots.dtype == torch.float64:
+        if not several:
+            return [_product(block.numpy(), scatter, keep=True) for block in blocks]
+        summed = scatter.copy()
+        for block in blocks:
+            _product(block.numpy(), summed, keep=True)()
+        return [partial(Tensor.copy_, pooled_scatter, torch.from_numpy(summed))]
+    product = np.zeros(scatter.shape, np.float32)
+    summed, aside = scatter, np.empty_like(scatter) if several else scatter
+    for number, block in enumerate(blocks):
+        if number > 0:
             # By NumPy: torch's threads, once woken, would spin beside those of the BLAS and slow
             # it by 20 to 40 %.
             with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
-                np.add(pooled_scatter.numpy(), product, out=pooled_scatter.numpy())
+                summed = np.add(summed, product, out=aside)
+        _product(block.numpy(), product, keep=False)()
+    return [partial(np.add, summed, product, out=scatter)]
 
 
-def _multiply(rows: Any, into: Any, *, keep: bool, sign: int = 1) -> None:
+def _shifted_blocks(
+    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, shifted: Tensor
+) -> Iterator[Tensor]:
+    """Yield, in the memory of `shifted` (B, d), the features less the pivots, B rows at a time."""
+    for begin in range(0, features.shape[0], len(shifted)):
+        rows = features[begin : begin + len(shifted)]
+        block = shifted[: len(rows)]
+        ops.shift_rows(rows, labels[begin : begin + len(rows)], pivots, block, ignore_index)
+        yield block
+
+
+def _product(rows: Any, into: Any, *, keep: bool, sign: int = 1) -> Step:
     """Upper triangle of into (d, d) = keep * into + sign * rows' rows, for rows (B, d)."""
     # BLAS counts by columns: for it rows' is a matrix as it lies, and `into` its transpose.
     syrk = blas.dsyrk if rows.dtype == np.float64 else blas.ssyrk
-    syrk(sign, rows.T, beta=float(keep), c=into.T, lower=1, overwrite_c=1)
+    return partial(syrk, sign, rows.T, beta=float(keep), c=into.T, lower=1, overwrite_c=1)
 
 
-def _add_blocks_on_device(
+def _steps_on_device(
     features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, pooled_scatter: Tensor
-) -> None:
+) -> list[Step]:
     """Shift and multiply as many rows at a time as a block holds, as a batch of equal products.
 
     Narrow features would otherwise be a thousand launches, each too small to fill the device.
@@ -107,26 +128,25 @@ def _add_blocks_on_device(
     products = max(1, min(_BLOCK_ENTRIES // (product_rows * width), -(-num_rows // product_rows)))
     shifted = pivots.new_empty((products * product_rows, width))
     grams = pivots.new_empty((products, width, width))
-    for rows, block_labels in _blocks(features, labels, len(shifted)):
-        ops.shift_rows(rows, block_labels, pivots, shifted[: len(rows)], ignore_index)
-        used = -(-len(rows) // product_rows)
+    summed, product = pooled_scatter, None
+    for block in _shifted_blocks(features, labels, pivots, ignore_index, shifted):
+        if product is not None:
+            aside = torch.empty_like(summed) if summed is pooled_scatter else summed
+            summed = torch.add(summed, product, out=aside)
+        used = -(-len(block) // product_rows)
         padded = shifted[: used * product_rows]
-        padded[len(rows) :].zero_()
+        padded[len(block) :].zero_()
         factors = padded.view(used, product_rows, width)
         with _full_float32():
             # torch.autocast leaves calls with `out` alone.
             torch.bmm(factors.mT, factors, out=grams[:used])
         # A single product needs no float64 copy of itself.
-        pooled_scatter += grams[0] if used == 1 else grams[:used].sum(dim=0, dtype=torch.float64)
+        product = grams[0] if used == 1 else grams[:used].sum(dim=0, dtype=torch.float64)
+    return [partial(torch.add, summed, product, out=pooled_scatter)]
 
 
 def _rows_of_product(width: int) -> int:
     return min(max(1, _BLOCK_ENTRIES // width), _BLOCK_ROWS)
-
-
-def _blocks(features: Tensor, labels: Tensor, num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for begin in range(0, features.shape[0], num_rows):
-        yield features[begin : begin + num_rows], labels[begin : begin + num_rows]
 
 
 @contextlib.contextmanager
@@ -143,22 +163,22 @@ def _full_float32() -> Iterator[None]:
     if chosen not in ("tf32", True):
         yield
         return
-    setattr(settings, name, full)
     try:
+        setattr(settings, name, full)
         yield
     finally:
         setattr(settings, name, chosen)
 
 
-def add_merge_terms(
+def merge_term_steps(
     deltas: Tensor,
     weights: Tensor,
     pooled_scatter: Tensor,
     *,
     sign: int = 1,
     at_most: int | None = None,
-) -> None:
-    """pooled_scatter (d, d) += sign * sum_k weights[k] deltas[k] deltas[k]', for weights >= 0.
+) -> list[Step]:
+    """Steps that add sign * sum_k weights[k] deltas[k] deltas[k]', weights >= 0, to (d, d).
 
     With deltas (K, d) the distances of two states' class means and weights n m / (n + m), this is
     the term by which merging them grows the pooled scatter. No more than `at_most` weights are not
@@ -166,13 +186,12 @@ def add_merge_terms(
     """
     if not ops.on_host(pooled_scatter):
         rows = _weighted_rows(deltas, weights, at_most)
-        pooled_scatter.addmm_(rows.T, rows, alpha=sign)
-        return
+        return [partial(Tensor.addmm_, pooled_scatter, rows.T, rows, alpha=sign)]
     kept = ((weights != 0) & (deltas != 0).any(dim=1)).nonzero().squeeze(1)
     if kept.numel() == 0:
-        return
+        return []
     rows = deltas.index_select(0, kept).mul_(weights[kept].sqrt_().unsqueeze(1))
-    _multiply(rows.numpy(), pooled_scatter.numpy(), keep=True, sign=sign)
+    return [_product(rows.numpy(), pooled_scatter.numpy(), keep=True, sign=sign)]
 
 
 def _weighted_rows(deltas: Tensor, weights: Tensor, at_most: int | None) -> Tensor:

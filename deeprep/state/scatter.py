@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from deeprep import ops
 from deeprep.base import validate
+from deeprep.base.indivisible import Step
 from deeprep.base.ranks import Ranks
 from deeprep.state import collectives, pooled, streaming
-from deeprep.state.merge import merge_moments
+from deeprep.state.merge import merge_steps
 from deeprep.state.moments import Moments
 from deeprep.state.state_file import STATE_VERSION, read_state, write_state
 from deeprep.state.statistics import Statistics, Weighting
@@ -68,6 +71,9 @@ class ClassScatter(Statistics):
     one is not, its batch and all later ones are left out, and from then on whatever reads the state
     raises a ValueError that names it, until `reset` or `load_state_dict`.
 
+    An exception, Ctrl-C included, leaves a state as it was before the call that it ends or as it is
+    after it, never between the two.
+
     Examples
     --------
     >>> import torch, deeprep
@@ -81,9 +87,10 @@ class ClassScatter(Statistics):
     """
 
     def __repr__(self) -> str:
+        samples = "unknown" if self._is_half_done else int(self._moments.counts.sum())
         return (
             f"ClassScatter(num_classes={self.num_classes}, num_features={self.num_features}, "
-            f"full={self.full}, num_samples={int(self._moments.counts.sum())})"
+            f"full={self.full}, num_samples={samples})"
         )
 
     # ---------------------------------------------------------------- accumulation
@@ -113,16 +120,27 @@ class ClassScatter(Statistics):
             self._update_from_the_end(features, labels)
             return
         features, labels = validate.to_tensors(features, labels, self.num_classes)
+        self._require_whole()
         if self._bad_label is not None and ops.on_host(features):
-            validate.check_batch(features, labels)
-            validate.check_state(features, *self._moments, self._bad_label, same_device=False)
-            validate.check_labels(labels, self.num_classes, self.ignore_index)
-            streaming.stream(features, labels, self.device, self._take)
+            self._stream(features, labels)
         else:
             self._take(features, labels)
-        # Half types are widened to float32 before anything is computed.
-        unit = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
-        self.unit_roundoff = max(self.unit_roundoff, unit)
+
+    def _stream(self, features: Tensor, labels: Tensor) -> None:
+        """Take in a batch in host memory on CUDA."""
+        validate.check_batch(features, labels)
+        validate.check_state(features, *self._moments, self._bad_label, same_device=False)
+        validate.check_labels(labels, self.num_classes, self.ignore_index)
+        if streaming.fits_one_slab(features, labels):
+            streaming.stream(features, labels, self.device, self._take)
+            return
+        # A copy takes in slab after slab: what may be given up after some of them is the copy.
+        whole = copy.copy(self)
+        whole._moments = Moments(*(tensor.clone() for tensor in self._moments))
+        if self._pooled_scatter is not None:
+            whole._pooled_scatter = self._pooled_scatter.clone()
+        streaming.stream(features, labels, self.device, whole._take)
+        self._change_to(whole.unit_roundoff, *self._copy_steps(whole._tensors()))
 
     def _update_from_the_end(self, features: NDArray[Any], labels: Any) -> None:
         """Take in a NumPy array of rows or columns that run backwards, which no tensor can.
@@ -156,17 +174,26 @@ class ClassScatter(Statistics):
 
     def _take(self, features: Tensor, labels: Tensor) -> None:
         """Take in a batch that is where the state is."""
+        # Half types are widened to float32 before anything is computed.
+        unit_roundoff = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
+        unit_roundoff = max(self.unit_roundoff, unit_roundoff)
         if self._pooled_scatter is None:
-            self._update(self._moments, features, labels)
+            then = None
+            if unit_roundoff != self.unit_roundoff:
+                then = partial(setattr, self, "unit_roundoff", unit_roundoff)
+            self._update(self._moments, features, labels, then)
             return
         batch = Moments.zeros(self.num_classes, self.num_features, self.device)
         self._update(batch, features, labels)
-        pooled.add_shifted_gram(
+        steps = pooled.product_steps(
             features, labels, batch, self.ignore_index, self._pooled_scatter, self._bad_label
         )
-        self._merge_moments(batch, at_most=features.shape[0])
+        steps += merge_steps(self._moments, batch, self._pooled_scatter, at_most=features.shape[0])
+        self._change_to(unit_roundoff, *steps)
 
-    def _update(self, moments: Moments, features: Tensor, labels: Tensor) -> None:
+    def _update(
+        self, moments: Moments, features: Tensor, labels: Tensor, then: Step | None = None
+    ) -> None:
         # The moments are this object's own, and valid; plain tensors of their width and place need
         # no dispatcher.
         direct = (
@@ -175,8 +202,12 @@ class ClassScatter(Statistics):
             and features.device == moments.means.device
             and not torch.compiler.is_compiling()
         )
-        update = ops.merge_batch if direct else ops.class_moments_
-        update(features, labels, *moments, self.ignore_index, self._bad_label)
+        if direct:
+            ops.merge_batch(features, labels, *moments, self.ignore_index, self._bad_label, then)
+        else:
+            if then is not None:
+                then()
+            ops.class_moments_(features, labels, *moments, self.ignore_index, self._bad_label)
 
     def merge(self, other: ClassScatter) -> None:
         """Take in all that `other`, on any device, has seen, exactly (Chan, Golub, LeVeque 1979).
@@ -192,13 +223,13 @@ class ClassScatter(Statistics):
                 raise ValueError(f"other.{name} is {theirs}, expected {mine} as in this state")
         self._require_intact()
         other._require_intact()
+        steps: list[Step] = []
         if self._pooled_scatter is not None and other._pooled_scatter is not None:
-            self._pooled_scatter += other._pooled_scatter.to(self.device)
-        self._merge_moments(Moments(*(tensor.to(self.device) for tensor in other._moments)))
-        self.unit_roundoff = max(self.unit_roundoff, other.unit_roundoff)
-
-    def _merge_moments(self, other: Moments, at_most: int | None = None) -> None:
-        merge_moments(self._moments, other, self._pooled_scatter, at_most)
+            theirs = other._pooled_scatter.to(self.device)
+            steps.append(partial(Tensor.add_, self._pooled_scatter, theirs))
+        moments = Moments(*(tensor.to(self.device) for tensor in other._moments))
+        steps += merge_steps(self._moments, moments, self._pooled_scatter)
+        self._change_to(max(self.unit_roundoff, other.unit_roundoff), *steps)
 
     def all_reduce(self, group: Any = None) -> None:
         """Make the states of all processes of a torch.distributed group one: their merge.
@@ -214,22 +245,28 @@ class ClassScatter(Statistics):
             of any holds an error; all are untouched.
         RankLostError
             Where a process does not come within the timeout of the group, or dies. The state is
-            untouched if it never came, and else not to be used.
+            untouched if it never came; else whatever reads it raises a RuntimeError, until `reset`
+            or `load_state_dict`. The same holds after Ctrl-C.
         """
         ranks = Ranks.of(group, "all_reduce")
         collectives.all_reduce({"": self}, ranks, "the state", ClassScatter)
 
     def reset(self) -> None:
         """Forget every sample and every error."""
-        for tensor in self._tensors().values():
-            tensor.zero_()
-        self._clear_bad_label()
-        self.unit_roundoff = 0.0
-        self._warned_empty = False
+        self._change_to(
+            0.0,
+            *(partial(Tensor.zero_, tensor) for tensor in self._tensors().values()),
+            *self._clear_steps(),
+            partial(setattr, self, "_warned_empty", False),
+        )
 
-    def _clear_bad_label(self) -> None:
-        if self._bad_label is not None:
-            self._bad_label.fill_(-1)
+    def _clear_steps(self) -> list[Step]:
+        return [] if self._bad_label is None else [partial(Tensor.fill_, self._bad_label, -1)]
+
+    def _copy_steps(self, tensors: dict[str, Tensor]) -> list[Step]:
+        """Steps that replace the contents of `_tensors` by those of others, on the same device."""
+        targets = self._tensors()
+        return [partial(Tensor.copy_, targets[name], tensors[name]) for name in targets]
 
     # ---------------------------------------------------------------- moving and saving
 
@@ -305,11 +342,12 @@ class ClassScatter(Statistics):
                     f"state[{name!r}] has shape {tuple(found.shape)} and dtype {found.dtype}, "
                     f"expected {tuple(target.shape)} and {target.dtype}"
                 )
-        for name, target in targets.items():
-            target.copy_(state[name])
-        self._clear_bad_label()
-        self.unit_roundoff = float(state["resolution"])
-        self.ignore_index = int(state["ignore_index"])
+        self._change_to(
+            float(state["resolution"]),
+            *self._copy_steps({name: state[name].to(self.device) for name in targets}),
+            *self._clear_steps(),
+            partial(setattr, self, "ignore_index", int(state["ignore_index"])),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file, atomically; `load` gives back the same bits.

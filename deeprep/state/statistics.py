@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from deeprep import ops
 from deeprep.base import validate
+from deeprep.base.indivisible import Step, indivisibly
 from deeprep.base.validate import UndefinedStatisticError
 from deeprep.state.moments import Moments
 
@@ -53,11 +55,24 @@ def scatter_of_means(means: Tensor, global_mean: Tensor, present: Tensor, weight
     return float(weights @ ops.squared_distances(means, global_mean)[present])
 
 
+class Change:
+    """A change of one or more states, made in several steps; `call` is what errors call it.
+
+    While it is `under_way`, or where it was given up then, these states are neither what they were
+    nor what they were to become.
+    """
+
+    def __init__(self, call: str, *, under_way: bool = False) -> None:
+        self.call = call
+        self.under_way = under_way
+
+
 class Statistics:
     """The state of a ClassScatter and the statistics that are read off it.
 
     A CUDA state learns of a label out of range only once the device has seen it. The device then
-    leaves the state alone, and every attribute here that gives a value raises instead.
+    leaves the state alone, and every attribute here that gives a value raises instead. So it does
+    where a change of the state was given up half done.
     """
 
     def __init__(
@@ -89,14 +104,39 @@ class Statistics:
                 self._bad_label = ops.new_bad_label(self.device)
         self.unit_roundoff = 0.0
         self._warned_empty = False
+        self._change: Change | None = None  # the last one, where it can be given up half done
 
     @property
     def device(self) -> torch.device:
         """Where the state lives."""
         return self._moments.means.device
 
+    def _change_to(self, unit_roundoff: float, *steps: Step) -> None:
+        """Take the steps that change the state, all of them or, whatever exception comes, none."""
+        indivisibly(
+            # Should one of the steps fail, which none is known to.
+            partial(setattr, self, "_change", Change("change", under_way=True)),
+            *steps,
+            partial(setattr, self, "unit_roundoff", unit_roundoff),
+            partial(setattr, self, "_change", None),
+        )
+
+    @property
+    def _is_half_done(self) -> bool:
+        return self._change is not None and self._change.under_way
+
+    def _require_whole(self) -> None:
+        """Raise if a change of the state was given up half done."""
+        if self._change is not None and self._change.under_way:
+            raise RuntimeError(
+                f"this ClassScatter is half changed, expected a whole one: its last "
+                f"{self._change.call} did not come to an end; reset() or load_state_dict() starts "
+                "anew"
+            )
+
     def _require_intact(self) -> None:
-        """Raise if the device has met a label out of range; waits for it."""
+        """Raise if the state is half changed, or has met a label out of range; waits for CUDA."""
+        self._require_whole()
         bad_label = None if self._bad_label is None else ops.read_bad_label(self._bad_label)
         if bad_label is None:
             return

@@ -19,8 +19,8 @@ from torch import Tensor
 _SLAB_BYTES = 2**25
 _ALIGNMENT = 256
 
-_feeds: dict[torch.device, _Feed] = {}
-_feeds_lock = threading.Lock()
+# One for each device and thread: a lock that they shared could be left locked by Ctrl-C.
+_feeds: dict[tuple[torch.device, int], _Feed] = {}
 
 
 def stream(
@@ -30,12 +30,17 @@ def stream(
 
     Returns when `features` (N, d) and `labels` (N,) have been read and may be overwritten; it does
     not wait for `take`. The buffers, 64 MiB on the host and on the device (more where a single row
-    is longer than 32 MiB), are kept for the next call.
+    is longer than 32 MiB), are kept for this thread's next call.
     """
-    with _feeds_lock:
-        if device not in _feeds:
-            _feeds[device] = _Feed(device)
-    _feeds[device].run(features, labels, take)
+    key = device, threading.get_ident()
+    if key not in _feeds:
+        _feeds[key] = _Feed(device)
+    _feeds[key].run(features, labels, take)
+
+
+def fits_one_slab(features: Tensor, labels: Tensor) -> bool:
+    """Whether `stream` calls `take` once at most."""
+    return len(features) <= _rows_of_slab(features, labels)
 
 
 class _Slot:
@@ -52,10 +57,10 @@ class _Slot:
             return
         self.copied.synchronize()
         self.consumed.synchronize()
-        self.pinned = _pinned_bytes(num_bytes)
         self.on_device = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         # The allocator may hand out what earlier work of this stream has yet to finish with.
         self.consumed.record(current)
+        self.pinned = _pinned_bytes(num_bytes)  # last: it says that all is there
 
 
 class _Feed:
@@ -66,7 +71,7 @@ class _Feed:
         self._api = torch.get_device_module(device)
         self._copies = self._api.Stream(device) if device.type == "cuda" else self._api.Stream()
         self._slots = [_Slot(self._api), _Slot(self._api)]
-        self._lock = threading.Lock()
+        self._given_up = False  # the last run, by an exception: who waits for what is not known
 
     def run(self, features: Tensor, labels: Tensor, take: Callable[[Tensor, Tensor], None]) -> None:
         if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -76,18 +81,21 @@ class _Feed:
             )
         direct = _is_pinned(features) and features.is_contiguous()
         rows = _rows_of_slab(features, labels)
-        with self._lock:
-            current = self._api.current_stream(self._device)
-            for begin in range(0, features.shape[0], rows):
-                slot = self._slots[0]
-                self._slots.reverse()
-                block = features[begin : begin + rows]
-                on_device = self._copy(slot, block, labels[begin : begin + rows], direct, current)
-                current.wait_event(slot.copied)
-                take(*on_device)
-                slot.consumed.record(current)
-            if direct:
-                slot.copied.synchronize()  # the caller's memory, not ours, is being read
+        current = self._api.current_stream(self._device)
+        if self._given_up:
+            self._api.synchronize(self._device)
+        self._given_up = True
+        for begin in range(0, features.shape[0], rows):
+            slot = self._slots[0]
+            self._slots.reverse()
+            block = features[begin : begin + rows]
+            on_device = self._copy(slot, block, labels[begin : begin + rows], direct, current)
+            current.wait_event(slot.copied)
+            take(*on_device)
+            slot.consumed.record(current)
+        if direct:
+            slot.copied.synchronize()  # the caller's memory, not ours, is being read
+        self._given_up = False
 
     def _copy(
         self, slot: _Slot, features: Tensor, labels: Tensor, direct: bool, current: Any

@@ -12,6 +12,7 @@ import mmap
 import numpy as np
 import pytest
 import torch
+from interrupts import OURS, check_every_bytecode
 
 import deeprep
 from deeprep import ClassScatter, _core, class_scatter, ops
@@ -261,7 +262,13 @@ def test_all_reduce_raises_in_every_process_where_one_met_a_bad_label(monkeypatc
     before = s.state_dict()
 
     def with_a_process_that_met_one(ranks, mine):
-        return [mine, {name: found._replace(bad_label=True) for name, found in mine.items()}]
+        return [
+            mine,
+            {
+                name: found._replace(flaw="has met a label out of range")
+                for name, found in mine.items()
+            },
+        ]
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
@@ -272,6 +279,38 @@ def test_all_reduce_raises_in_every_process_where_one_met_a_bad_label(monkeypatc
     s.update(features, torch.full_like(labels, 4))
     with pytest.raises(ValueError, match=r"labels\[0\] of an earlier update is 4"):
         s.all_reduce()
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("full", [False, True])
+def test_an_update_that_is_interrupted_is_taken_in_whole_or_not_at_all(monkeypatch, full):
+    batch = make_data(40)
+    for block_rows in (4096, 16) if full else (4096,):
+        monkeypatch.setattr(pooled, "_BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(pooled, "_BLOCK_ENTRIES", block_rows * WIDTH)
+        found = check_every_bytecode(
+            lambda: (ClassScatter(NUM_CLASSES, WIDTH, full=full),), lambda s: s.update(*batch), OURS
+        )
+        assert found == {"old", "new"}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("slab_rows", [16, 100])
+def test_a_stream_that_is_interrupted_is_taken_in_whole_or_not_at_all(
+    monkeypatch, on_host, full, slab_rows
+):
+    slab_bytes = slab_rows * (WIDTH * 4 + 8) + streaming._ALIGNMENT
+    monkeypatch.setattr(streaming, "_SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr(streaming, "_is_pinned", lambda tensor: False)
+    batch = on_host(*make_data(40))
+
+    def make():
+        s = ClassScatter(NUM_CLASSES, WIDTH, full=full)
+        s.update(*make_data(10, seed=1))
+        return (s,)
+
+    found = check_every_bytecode(make, lambda s: s.update(*batch), OURS, stride=7)
+    assert found == {"old", "new"}
 
 
 # ---------------------------------------------------------------- features in host memory

@@ -66,6 +66,10 @@ class Device:
     def current_stream(self, device):
         return self.default
 
+    def synchronize(self, device):
+        for stream in self.streams:
+            self.run(stream, len(stream.queue))
+
     def stream(self, stream):
         device = self
 
@@ -79,7 +83,7 @@ class Device:
         return Active()
 
 
-def _stream_through(monkeypatch, device, pinned):
+def _stream_through(monkeypatch, device, pinned, given_up=False):
     """What arrives of two calls' worth of features, whose memory is overwritten afterwards."""
     monkeypatch.setattr(streaming, "_feeds", {})
     monkeypatch.setattr(streaming, "_pinned_bytes", lambda n: torch.empty(n, dtype=torch.uint8))
@@ -94,11 +98,18 @@ def _stream_through(monkeypatch, device, pinned):
         device.launch(lambda: copy(self, source))
         return self
 
+    def give_up(*block):
+        device.launch(lambda: None)
+        raise KeyboardInterrupt
+
     arrived, sent = [], []
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "copy_", copy_later)
         for _ in range(2):
             features, labels = torch.randn(150, 6), torch.randint(0, 4, (150,))
+            if given_up:
+                with pytest.raises(KeyboardInterrupt):
+                    streaming.stream(-features, labels, torch.device("cpu"), give_up)
             sent.append((features.clone(), labels.clone()))
             streaming.stream(
                 features,
@@ -123,6 +134,13 @@ def test_streaming_orders_copies_and_work_on_any_schedule(monkeypatch, pinned):
         sent, arrived = _stream_through(monkeypatch, Device(seed), pinned)
         for expected, got in itertools.zip_longest(sent, arrived):
             assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_nothing_of_a_call_that_was_given_up_is_left_in_the_next(monkeypatch, pinned):
+    for seed in range(60):
+        sent, arrived = _stream_through(monkeypatch, Device(seed), pinned, given_up=True)
+        assert torch.equal(sent[0], arrived[0])
 
 
 @pytest.mark.parametrize("ignore", ["copies", "current", "synchronize"])
