@@ -92,6 +92,7 @@ def shift_rows_cuda(
     label_type: LabelType,
     ignore_index: int,
     pivots: int,
+    scale: int,
     out: int,
     stream: int,
     /,

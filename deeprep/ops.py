@@ -273,9 +273,14 @@ def _address_of_labels(labels: Tensor, ignore_index: int) -> tuple[int, _core.La
 
 
 def shift_rows(
-    features: Tensor, labels: Tensor, pivots: Tensor, out: Tensor, ignore_index: int
+    features: Tensor,
+    labels: Tensor,
+    pivots: Tensor,
+    out: Tensor,
+    ignore_index: int,
+    scale: Tensor | None = None,
 ) -> None:
-    """Fill out (N, d) with features[i] - pivots[labels[i]], or 0 where labels[i] is ignored.
+    """Fill out (N, d) with (features[i] - pivots[labels[i]]) * scale, or 0 for labels to ignore.
 
     Parameters
     ----------
@@ -283,19 +288,23 @@ def shift_rows(
         As for `class_moments_`; every label a class or `ignore_index`.
     pivots, out
         (K, d) and (N, d), contiguous, float32, or float64 for float64 features.
+    scale
+        () float64, a power of two; default: 1.
     """
     labels = labels.contiguous()
     arguments = (
         *_address(features),
         *_address_of_labels(labels, ignore_index),
         pivots.data_ptr(),
-        out.data_ptr(),
     )
     if on_host(features):
-        _core.shift_rows(*arguments, torch.get_num_threads())
+        _core.shift_rows(*arguments, out.data_ptr(), torch.get_num_threads())
+        if scale is not None:
+            out.mul_(scale)
     else:
+        factor = 0 if scale is None else scale.data_ptr()
         with _launching(features.device) as stream:
-            _core.shift_rows_cuda(*arguments, stream)
+            _core.shift_rows_cuda(*arguments, factor, out.data_ptr(), stream)
 
 
 def squared_distances(points: Tensor, center: Tensor | None = None) -> Tensor:

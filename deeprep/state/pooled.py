@@ -2,17 +2,22 @@
 
 Rows are shifted by pivots near their class means before they are multiplied, so nothing large
 cancels, one bounded block of rows at a time, in the precision of the features; sums over blocks are
-float64. S is symmetric, and on the CPU only its upper triangle is computed (SYRK): what lies below
-the diagonal there is not to be relied on. On CUDA nothing waits for the device: what the CPU
-decides by looking at a value is there a fixed amount of work whose superfluous part adds zero.
+float64. Rows of float32 whose squares would not fit in float32 are scaled by a power of two, which
+changes no digit of theirs, and their products back, in float64. S is symmetric, and on the CPU only
+its upper triangle is computed (SYRK): what lies below the diagonal there is not to be relied on. On
+CUDA nothing waits for the device: what the CPU decides by looking at a value is there a fixed
+amount of work whose superfluous part adds zero.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
+import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +35,12 @@ if TYPE_CHECKING:
 # the most a block may hold.
 _BLOCK_ROWS = 4096
 _BLOCK_ENTRIES = 2**24  # 64 MiB of float32
+
+# Up to a trace of S, the exponent of the power of two by which rows are scaled for their products
+# in float32. A product is no larger than the trace, a trace of N d squares of like size 2^-40 of
+# it: between 2^-50 and 2^100 none is lost. The largest power of two in float32 is 2^127.
+_EXPONENTS = {2.0**-200: 126, 2.0**-50: 75, 2.0**100: 0, 2.0**250: -75, 2.0**400: -110}
+_EXPONENT_OF_NO_NUMBER = 0  # for traces that are infinite or NaN
 
 
 def product_steps(
@@ -51,34 +62,77 @@ def product_steps(
         return []
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     pivots = batch.means.to(dtype)
+    trace = batch.sumsq.sum()
+    scales = None
     if bad_label is None:
-        steps = _steps_on_host(features, labels, pivots, ignore_index, pooled_scatter)
+        exponent = 0 if dtype == torch.float64 else _exponent(float(trace))
+        steps = _steps_on_host(features, labels, pivots, ignore_index, pooled_scatter, exponent)
     else:
         # Such a batch may hold labels that are no row of the pivots.
         labels = labels.long().masked_fill(ops.has_bad_label(bad_label), ignore_index)
-        steps = _steps_on_device(features, labels, pivots, ignore_index, pooled_scatter)
+        if dtype == torch.float32:
+            scales = _scales_on_device(trace)
+        steps = _steps_on_device(features, labels, pivots, ignore_index, pooled_scatter, scales)
     if dtype == torch.float64:
         return steps
     moved = pivots - batch.means
-    if bad_label is not None:
-        rows = _weighted_rows(moved, batch.counts.double(), features.shape[0]).float()
+    if scales is not None:
+        rows = _weighted_rows(moved, batch.counts.double(), features.shape[0])
+        rows = rows.mul_(scales.there).float()
         with _full_float32():
             excess = torch.mm(rows.T, rows, out=rows.new_empty(pooled_scatter.shape))
-        steps.append(partial(Tensor.sub_, pooled_scatter, excess))
-    elif bool((batch.counts * moved.square().sum(dim=1)).sum() > 1e-9 * batch.sumsq.sum()):
+        steps.append(partial(Tensor.addcmul_, pooled_scatter, excess, scales.back, value=-1))
+    elif bool((batch.counts * moved.square().sum(dim=1)).sum() > 1e-9 * trace):
         steps += merge_term_steps(moved, batch.counts.double(), pooled_scatter, sign=-1)
     return steps
 
 
+def _exponent(trace: float) -> int:
+    if not math.isfinite(trace):
+        return _EXPONENT_OF_NO_NUMBER
+    return list(_EXPONENTS.values())[bisect.bisect_left(list(_EXPONENTS), trace)]
+
+
+class _Scales(NamedTuple):
+    """2^e, by which rows are scaled, and 2^-2e, their products; () float64 on the device."""
+
+    there: Tensor
+    back: Tensor
+
+
+def _scales_on_device(trace: Tensor) -> _Scales:
+    """Return those that a trace, () float64, asks for, without waiting for it."""
+    bounds, scales = tables_on(trace.device)
+    return _Scales(*scales.index_select(1, torch.bucketize(trace, bounds).view(1)).unbind())
+
+
+@functools.cache
+def tables_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the bounds of the traces, and both scales between them, (2, n), on a device.
+
+    Called for a device before a CUDA graph is captured, which can copy nothing to it.
+    """
+    exponents = torch.tensor([*_EXPONENTS.values(), _EXPONENT_OF_NO_NUMBER], dtype=torch.float64)
+    bounds = torch.tensor(list(_EXPONENTS), dtype=torch.float64)
+    scales = torch.stack([2.0**exponents, 2.0 ** (-2.0 * exponents)])
+    return bounds.to(device), scales.to(device)
+
+
 def _steps_on_host(
-    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, pooled_scatter: Tensor
+    features: Tensor,
+    labels: Tensor,
+    pivots: Tensor,
+    ignore_index: int,
+    pooled_scatter: Tensor,
+    exponent: int,
 ) -> list[Step]:
     """Where there are several blocks, S and the products are added up in memory aside."""
     num_rows = min(_rows_of_product(features.shape[1]), features.shape[0])
     shifted = pivots.new_empty((num_rows, features.shape[1]))
     several = num_rows < features.shape[0]
     scatter = pooled_scatter.numpy()
-    blocks = _shifted_blocks(features, labels, pivots, ignore_index, shifted)
+    scale = torch.tensor(2.0**exponent, dtype=torch.float64) if exponent else None
+    blocks = _shifted_blocks(features, labels, pivots, ignore_index, shifted, scale)
     if pivots.dtype == torch.float64:
         if not several:
             return [_product(block.numpy(), scatter, keep=True) for block in blocks]
@@ -93,19 +147,28 @@ def _steps_on_host(
             # By NumPy: torch's threads, once woken, would spin beside those of the BLAS and slow
             # it by 20 to 40 %.
             with np.errstate(all="ignore"):  # the metrics report what overflows or is not finite
-                summed = np.add(summed, product, out=aside)
+                summed = np.add(summed, _scaled_back(product, exponent), out=aside)
         _product(block.numpy(), product, keep=False)()
-    return [partial(np.add, summed, product, out=scatter)]
+    return [partial(np.add, summed, _scaled_back(product, exponent), out=scatter)]
+
+
+def _scaled_back(product: Any, exponent: int) -> Any:
+    return np.multiply(product, 2.0 ** (-2 * exponent), dtype=np.float64) if exponent else product
 
 
 def _shifted_blocks(
-    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, shifted: Tensor
+    features: Tensor,
+    labels: Tensor,
+    pivots: Tensor,
+    ignore_index: int,
+    shifted: Tensor,
+    scale: Tensor | None,
 ) -> Iterator[Tensor]:
-    """Yield, in the memory of `shifted` (B, d), the features less the pivots, B rows at a time."""
+    """Yield, in the memory of `shifted` (B, d), what `ops.shift_rows` gives, B rows at a time."""
     for begin in range(0, features.shape[0], len(shifted)):
         rows = features[begin : begin + len(shifted)]
         block = shifted[: len(rows)]
-        ops.shift_rows(rows, labels[begin : begin + len(rows)], pivots, block, ignore_index)
+        ops.shift_rows(rows, labels[begin : begin + len(rows)], pivots, block, ignore_index, scale)
         yield block
 
 
@@ -117,7 +180,12 @@ def _product(rows: Any, into: Any, *, keep: bool, sign: int = 1) -> Step:
 
 
 def _steps_on_device(
-    features: Tensor, labels: Tensor, pivots: Tensor, ignore_index: int, pooled_scatter: Tensor
+    features: Tensor,
+    labels: Tensor,
+    pivots: Tensor,
+    ignore_index: int,
+    pooled_scatter: Tensor,
+    scales: _Scales | None,
 ) -> list[Step]:
     """Shift and multiply as many rows at a time as a block holds, as a batch of equal products.
 
@@ -128,11 +196,11 @@ def _steps_on_device(
     products = max(1, min(_BLOCK_ENTRIES // (product_rows * width), -(-num_rows // product_rows)))
     shifted = pivots.new_empty((products * product_rows, width))
     grams = pivots.new_empty((products, width, width))
-    summed, product = pooled_scatter, None
-    for block in _shifted_blocks(features, labels, pivots, ignore_index, shifted):
-        if product is not None:
-            aside = torch.empty_like(summed) if summed is pooled_scatter else summed
-            summed = torch.add(summed, product, out=aside)
+    summed, step = pooled_scatter, None
+    there = None if scales is None else scales.there
+    for block in _shifted_blocks(features, labels, pivots, ignore_index, shifted, there):
+        if step is not None:
+            summed = step(out=torch.empty_like(summed) if summed is pooled_scatter else summed)
         used = -(-len(block) // product_rows)
         padded = shifted[: used * product_rows]
         padded[len(block) :].zero_()
@@ -142,7 +210,11 @@ def _steps_on_device(
             torch.bmm(factors.mT, factors, out=grams[:used])
         # A single product needs no float64 copy of itself.
         product = grams[0] if used == 1 else grams[:used].sum(dim=0, dtype=torch.float64)
-    return [partial(torch.add, summed, product, out=pooled_scatter)]
+        if scales is None:
+            step = partial(torch.add, summed, product)
+        else:
+            step = partial(torch.addcmul, summed, product, scales.back)
+    return [] if step is None else [partial(step, out=pooled_scatter)]
 
 
 def _rows_of_product(width: int) -> int:

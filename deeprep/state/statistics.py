@@ -13,6 +13,7 @@ from deeprep import ops
 from deeprep.base import validate
 from deeprep.base.indivisible import Step, indivisibly
 from deeprep.base.validate import UndefinedStatisticError
+from deeprep.state import pooled
 from deeprep.state.moments import Moments
 
 Weighting = Literal["uniform", "prior"]
@@ -102,6 +103,8 @@ class Statistics:
                 self._pooled_scatter = self._moments.means.new_zeros(square)
             if not ops.on_host(self._moments.means):
                 self._bad_label = ops.new_bad_label(self.device)
+                if self.full:
+                    pooled.tables_on(self.device)
         self.unit_roundoff = 0.0
         self._warned_empty = False
         self._change: Change | None = None  # the last one, where it can be given up half done

@@ -97,9 +97,9 @@ def test_probe_of_nonfinite_features():
     assert math.isnan(fitted.accuracy(np.ones((1, 1)), np.array([0])))
 
 
-def test_products_that_overflow_float32_are_reported():
-    # Squares of 1e18 fit float32, sums of a thousand of them do not.
-    features = 1e18 * torch.randn(2000, 3)
+def test_products_that_overflow_are_reported():
+    # The sum of squares of each class fits float64, that of both does not.
+    features = 3.8e152 * torch.randn(2000, 1, dtype=torch.float64).sign()
     s = deeprep.class_scatter(features, torch.arange(2000) % 2, full=True)
     for statistic in (metrics.effective_rank, metrics.nc1):
         with pytest.warns(UserWarning, match=f"{statistic.__name__} is nan: .*overflow"):

@@ -94,8 +94,9 @@ def test_layers_without_scores():
 
 
 def test_products_that_overflow_leave_the_other_scores():
-    # Squares of 1e18 fit float32, sums of a thousand of them do not.
-    features, labels = 1e18 * torch.randn(2000, 3), torch.arange(2000) % 2
+    # The sum of squares of each class fits float64, that of both does not.
+    features = 3.8e152 * torch.randn(2000, 1, dtype=torch.float64).sign()
+    labels = torch.arange(2000) % 2
     found = score(deeprep.class_scatter(features, labels, full=True), (features, labels))
     assert found.probe_accuracy is None
     assert 0.4 < found.ncc_accuracy < 0.7

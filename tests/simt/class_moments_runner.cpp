@@ -150,7 +150,7 @@ void run_shift_rows(const Request& request) {
   const Memory pivots = Memory::from_request(request.num_classes * request.num_columns * size);
   const Memory out(request.num_rows * request.num_columns * size);
   HostDevice device = request.device();
-  cuda::launch_shift_rows(device, batch.features, batch.labels, pivots.data(), out.data());
+  cuda::launch_shift_rows(device, batch.features, batch.labels, pivots.data(), nullptr, out.data());
   reply(out);
 }
 

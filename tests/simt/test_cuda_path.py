@@ -181,6 +181,23 @@ def test_products_over_many_blocks_and_far_from_the_origin(monkeypatch, offset):
 
 
 @pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_products_of_small_and_large_features(monkeypatch, never_wait, dtype, offset):
+    monkeypatch.setattr(pooled, "_BLOCK_ROWS", 64)
+    for scale in (1e-30, 1e-18, 1.0, 1e18, 1e30):
+        features, labels = make_data(dtype=torch.float64)
+        features = (scale * (features + offset)).to(dtype)
+        s = ClassScatter(NUM_CLASSES, WIDTH, full=True)
+        with never_wait():
+            s.update(features, labels)
+        kept = labels >= 0
+        exact = class_scatter(features[kept].double(), labels[kept], full=True).pooled_scatter
+        error = (s.pooled_scatter - exact).abs().max()
+        assert float(error) <= 1e-6 * float(exact.diagonal().max())
+
+
+@pytest.mark.usefixtures("on_host")
 def test_more_classes_than_rows_in_a_full_state(never_wait):
     features, labels = make_data(30)
     s = ClassScatter(1000, WIDTH, full=True)

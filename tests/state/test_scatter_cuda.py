@@ -211,6 +211,17 @@ def test_full_state_equals_the_cpus(dtype, width):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+def test_products_of_small_and_large_features(dtype, scale):
+    features, labels = make_data(9000, 64, 5)
+    features = (scale * features.double()).to(dtype).cuda()
+    s = class_scatter(features, labels.cuda(), 5, full=True)
+    exact = class_scatter(features.cpu().double(), labels, 5, full=True).pooled_scatter
+    error = (s.pooled_scatter.cpu() - exact).abs().max()
+    assert float(error) <= 2e-6 * float(exact.diagonal().max())
+
+
 def test_products_do_not_use_tf32():
     features, labels = (tensor.cuda() for tensor in make_data(20000, 64, 4))
     expected = class_scatter(features, labels, 4, full=True).pooled_scatter
