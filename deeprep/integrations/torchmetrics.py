@@ -144,6 +144,7 @@ class ClassScatterMetric(Metric):
         scatter._pooled_scatter = states["products"] if self.full else None
         scatter._bad_label = None if on_host(moments.means) else states["refused"]
         scatter.unit_roundoff = resolution
+        scatter._keep_nothing_derived()  # this metric's next update writes to the same tensors
         return scatter
 
     def _empty(self, num_features: int) -> ClassScatter:

@@ -16,7 +16,7 @@ from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import ClosestClasses, class_means, undefined
 from deeprep.metrics.cosines import search_pairs
 from deeprep.state import ClassScatter, Weighting
-from deeprep.state.settled import SettledScatter
+from deeprep.state.statistics import left_out
 
 Value = TypeVar("Value")
 Metrics = Literal["auto"] | Sequence[str]
@@ -130,11 +130,10 @@ def measure_layer(
 ) -> tuple[LayerMetrics, list[str]]:
     """Measure one layer; what is undefined becomes None or nan, and a note that says why."""
     notes: list[str] = []
-    settled = SettledScatter(scatter)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        values = _of_classes(settled, weighting, corrected, jackknife, chosen, notes)
-        values |= _of_products(settled, chosen, notes)
+        values = _of_classes(scatter, weighting, corrected, jackknife, chosen, notes)
+        values |= _of_products(scatter, chosen, notes)
     if scores is not None:
         values |= {
             "probe_accuracy": scores.probe_accuracy,
@@ -171,7 +170,7 @@ def _defined(notes: list[str], compute: Callable[..., Value], *arguments: Any) -
 
 
 def _of_classes(
-    s: SettledScatter,
+    s: ClassScatter,
     weighting: Weighting,
     corrected: bool,
     jackknife: bool,
@@ -184,6 +183,8 @@ def _of_classes(
         notes.append(ONE_CLASS if found else NO_SAMPLES)
         return {}
     present = s.present
+    if found < s.num_classes:  # the state warns of them but once
+        notes.append(left_out(s.num_classes - found, s.num_classes))
     affordable = found**2 * s.num_features <= PAIR_WORK
     names = _chosen_of_classes(s, found, affordable, chosen, notes)
     if not undefined.is_finite(s, "every metric"):
@@ -223,7 +224,7 @@ def _chosen_of_classes(
     return list(_OF_MEANS)
 
 
-def _in_span_of_means(s: SettledScatter, present: Tensor) -> SettledScatter:
+def _in_span_of_means(s: ClassScatter, present: Tensor) -> ClassScatter:
     """Return a state with the same centred means, in a basis of the space that they span.
 
     All but compression and discrimination depend on lengths and angles of mu_k - mu_G alone, which

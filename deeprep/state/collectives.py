@@ -10,7 +10,7 @@ travel together, in buckets of bounded size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -20,11 +20,9 @@ from deeprep.base.ranks import Ranks
 from deeprep.base.validate import require
 from deeprep.state.merge import merge_moments
 from deeprep.state.moments import Moments
-from deeprep.state.statistics import Change, Statistics
+from deeprep.state.statistics import Change, State, Statistics
 
 __all__ = ["all_reduce", "merged_share"]
-
-State = TypeVar("State", bound=Statistics)
 
 # Numbers of one message, 32 MiB: enough to run the network at full speed. Some four such buffers
 # are the memory that reducing states of any size takes.
@@ -100,7 +98,7 @@ def all_reduce(
     # Whatever ends this call before its end, a lost process or Ctrl-C, finds every state marked.
     change = Change(ranks.call)
     for scatter in merged.values():
-        scatter._change = change
+        scatter._change, scatter._derived = change, None
     change.under_way = True
     for layer, scatter in merged.items():
         scatter.unit_roundoff = found[layer].unit_roundoff
@@ -115,6 +113,8 @@ def all_reduce(
             _hand_out(bucket, moments, ranks, place)
         _sum([scatter for scatter in pooled if scatter is not None], ranks, place)
     change.under_way = False
+    for scatter in merged.values():
+        scatter._derived = scatter._nothing_derived()
     return merged
 
 

@@ -71,6 +71,10 @@ class ClassScatter(Statistics):
     one is not, its batch and all later ones are left out, and from then on whatever reads the state
     raises a ValueError that names it, until `reset` or `load_state_dict`.
 
+    `counts`, `means` and `sumsq` are the state's own memory: they change with it. `present`,
+    `nonfinite_classes` and `global_mean` are derived once and kept until the state changes. None of
+    them is to be written to.
+
     An exception, Ctrl-C included, leaves a state as it was before the call that it ends or as it is
     after it, never between the two.
 
@@ -174,6 +178,8 @@ class ClassScatter(Statistics):
 
     def _take(self, features: Tensor, labels: Tensor) -> None:
         """Take in a batch that is where the state is."""
+        if features.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._keep_nothing_derived()  # the graph will change the state whenever it is replayed
         # Half types are widened to float32 before anything is computed.
         unit_roundoff = 2.0**-53 if features.dtype == torch.float64 else 2.0**-24
         unit_roundoff = max(self.unit_roundoff, unit_roundoff)
@@ -181,7 +187,11 @@ class ClassScatter(Statistics):
             then = None
             if unit_roundoff != self.unit_roundoff:
                 then = partial(setattr, self, "unit_roundoff", unit_roundoff)
-            self._update(self._moments, features, labels, then)
+            self._derived = None
+            try:
+                self._update(self._moments, features, labels, then)
+            finally:
+                self._derived = self._nothing_derived()
             return
         batch = Moments.zeros(self.num_classes, self.num_features, self.device)
         self._update(batch, features, labels)

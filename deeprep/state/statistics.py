@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+import copy
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,16 +14,24 @@ from deeprep import ops
 from deeprep.base import validate
 from deeprep.base.indivisible import Step, indivisibly
 from deeprep.base.validate import UndefinedStatisticError
+from deeprep.base.warn import warn
 from deeprep.state import pooled
 from deeprep.state.moments import Moments
 
 Weighting = Literal["uniform", "prior"]
+State = TypeVar("State", bound="Statistics")
+Value = TypeVar("Value")
 
 
 def name_classes(classes: list[int]) -> str:
     """Say which classes, the first few by number: "2 classes (3, 7)"."""
     listed = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
     return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
+
+
+def left_out(empty: int, num_classes: int) -> str:
+    """Say that so many classes have no samples."""
+    return f"{empty} of {num_classes} classes have no samples and are left out"
 
 
 def require_samples(samples: int, statistic: str, found: str) -> int:
@@ -90,9 +99,8 @@ class Statistics:
         self.full = bool(full)
         self.ignore_index = int(ignore_index)
         ops.require_core(torch.get_default_device() if device is None else torch.device(device))
-        self._pooled_scatter: Tensor | None = (
-            None  # S; only the triangle from the diagonal up counts
-        )
+        # S; only the triangle from the diagonal up counts.
+        self._pooled_scatter: Tensor | None = None
         # Where the device notes a label out of range; the CPU raises at once.
         self._bad_label: Tensor | None = None
         # Tensors that are made in inference mode could not be updated outside it.
@@ -108,6 +116,9 @@ class Statistics:
         self.unit_roundoff = 0.0
         self._warned_empty = False
         self._change: Change | None = None  # the last one, where it can be given up half done
+        # What follows from the state, by name, until it changes; None while it does.
+        self._derived: dict[str, Any] | None = {}
+        self._keeps_derived = True
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +133,26 @@ class Statistics:
             *steps,
             partial(setattr, self, "unit_roundoff", unit_roundoff),
             partial(setattr, self, "_change", None),
+            partial(setattr, self, "_derived", self._nothing_derived()),
         )
+
+    def _nothing_derived(self) -> dict[str, Any] | None:
+        return {} if self._keeps_derived else None
+
+    def _keep_nothing_derived(self) -> None:
+        """Derive everything anew: others write to the tensors too, unseen, as a CUDA graph does."""
+        self._keeps_derived = False
+        self._derived = None
+
+    def _kept(self, name: str, derive: Callable[[], Value]) -> Value:
+        """Return what follows from the state, derived once."""
+        derived = self._derived  # a change in the meantime, by a handler of signals, has another
+        if derived is None:
+            return derive()
+        if name not in derived:
+            derived[name] = derive()
+        value: Value = derived[name]
+        return value
 
     @property
     def _is_half_done(self) -> bool:
@@ -140,7 +170,9 @@ class Statistics:
     def _require_intact(self) -> None:
         """Raise if the state is half changed, or has met a label out of range; waits for CUDA."""
         self._require_whole()
-        bad_label = None if self._bad_label is None else ops.read_bad_label(self._bad_label)
+        if self._bad_label is None:
+            return
+        bad_label = self._kept("bad_label", partial(ops.read_bad_label, self._bad_label))
         if bad_label is None:
             return
         found = validate.label_out_of_range(
@@ -171,7 +203,7 @@ class Statistics:
     @property
     def num_samples(self) -> int:
         """N = sum_k n_k, ignored rows left out."""
-        return int(self.counts.sum())
+        return self._kept("num_samples", lambda: int(self.counts.sum()))
 
     def _require_samples(self, statistic: str) -> int:
         return require_samples(self.num_samples, statistic, "the state has seen no samples")
@@ -186,20 +218,18 @@ class Statistics:
             Where no class has samples.
         """
         self._require_samples("every statistic")
-        present = self.counts.nonzero().squeeze(1)
-        empty = self.num_classes - present.numel()
-        if empty and not self._warned_empty:
+        present = self._kept("present", lambda: self.counts.nonzero().squeeze(1))
+        if len(present) < self.num_classes and not self._warned_empty:
             self._warned_empty = True
-            warnings.warn(
-                f"{empty} of {self.num_classes} classes have no samples and are left out",
-                UserWarning,
-                stacklevel=3,
-            )
+            warn(left_out(self.num_classes - len(present), self.num_classes))
         return present
 
     @property
     def nonfinite_classes(self) -> list[int]:
         """Classes that a NaN or an infinity has reached."""
+        return self._kept("nonfinite_classes", self._find_nonfinite_classes)
+
+    def _find_nonfinite_classes(self) -> list[int]:
         means = self.means
         # Some times faster than to ask every entry; a NaN is both the largest and the smallest.
         finite = self.sumsq.isfinite() & means.amax(dim=1).isfinite() & means.amin(dim=1).isfinite()
@@ -210,7 +240,18 @@ class Statistics:
     def global_mean(self) -> Tensor:
         """mu_G = (1/N) sum_k n_k mu_k, (d,) float64."""
         samples = self._require_samples("global_mean")
-        return average_of_means(self.counts, self.means, samples)
+        return self._kept("global_mean", lambda: average_of_means(self.counts, self.means, samples))
+
+    def with_means(self: State, means: Tensor) -> State:
+        """Return a state of the same counts and sums of squares, to be read, with means (K, D)."""
+        self._require_intact()
+        other = copy.copy(self)
+        other._moments = self._moments._replace(means=means)
+        other.num_features, other.full, other._pooled_scatter = means.shape[1], False, None
+        other._derived = {
+            name: value for name, value in (self._derived or {}).items() if name != "global_mean"
+        }
+        return other
 
     @property
     def trace_within(self) -> float:

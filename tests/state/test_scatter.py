@@ -235,6 +235,61 @@ def test_reset_forgets_everything():
     assert_same(s, class_scatter(features, labels, 4, full=True), 0)
 
 
+def test_what_a_state_derives_is_derived_once_and_anew_after_every_change():
+    features, labels = make_data(dtype=torch.float32)
+    s = class_scatter(features, labels, 5)
+    other = class_scatter(features[:50], labels[:50], 5)
+    saved = other.state_dict()
+    broken = features.clone()
+    broken[0] = torch.nan
+
+    def derive():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return s.num_samples, s.present, s.nonfinite_classes, s.global_mean
+
+    for change in (
+        lambda: s.update(features[:10], labels[:10]),
+        lambda: s.merge(other),
+        lambda: s.load_state_dict(saved),
+        lambda: s.update(broken, torch.full_like(labels, 4)),
+    ):
+        before = derive()
+        assert all(a is b for a, b in zip(before[1:], derive()[1:], strict=True))
+        change()
+        samples, present, nonfinite, mean = derive()
+        assert samples == int(s.counts.sum())
+        assert torch.equal(present, s.counts.nonzero().squeeze(1))
+        assert nonfinite == ([4] if s.means.isnan().any() else [])
+        expected = (s.counts.double() / samples) @ s.means
+        assert torch.equal(mean.nan_to_num(), expected.nan_to_num())
+    s.reset()
+    assert s.num_samples == 0
+
+
+def test_an_update_that_fails_leaves_nothing_derived_wrong():
+    features, labels = make_data()
+    s = class_scatter(features, labels, 4)
+    before = s.num_samples, s.global_mean
+    with pytest.raises(ValueError, match="is 9, expected a class"):
+        s.update(features, torch.full_like(labels, 9))
+    assert s.num_samples == before[0]
+    assert torch.equal(s.global_mean, before[1])
+    assert s.global_mean is s.global_mean
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_counts_means_and_sumsq_change_with_the_state(full):
+    features, labels = make_data()
+    s = class_scatter(features, labels, 4, full=full)
+    counts, means, sumsq = s.counts, s.means, s.sumsq
+    s.update(2.0 * features, labels)
+    assert counts is s.counts
+    assert means is s.means
+    assert sumsq is s.sumsq
+    assert int(counts.sum()) == 400
+
+
 def test_states_that_do_not_fit_cannot_be_merged():
     with pytest.raises(ValueError, match=r"other.num_features is 3, expected 2"):
         ClassScatter(2, 2).merge(ClassScatter(2, 3))

@@ -307,6 +307,8 @@ def test_cuda_graph(full):
         labels.copy_(y)
         graph.replay()
         expected.update(x.cuda(), y.cuda())
+        assert s.num_samples == expected.num_samples
+        assert torch.equal(s.global_mean, (s.counts.double() / s.num_samples) @ s.means)
     assert_same_state(s, expected)
     labels[7] = 99
     graph.replay()

@@ -75,6 +75,8 @@ def check_every_bytecode(make, call, files="", stride=1):
     found: set[str] = set()
     for events in (*range(0, num_events, stride), num_events - 1):
         states = make()
+        for s in states:
+            _ = s.num_samples  # derived, and so kept
         interrupt_after(events, lambda states=states: call(*states), files)
         try:
             for s in states:
@@ -84,5 +86,6 @@ def check_every_bytecode(make, call, files="", stride=1):
             found.add("half")
             continue
         assert content(*states) in (old, new), f"after {events} of {num_events} bytecodes"
+        assert all(s.num_samples == int(s._moments.counts.sum()) for s in states)
         found.add("old" if content(*states) == old else "new")
     return found
