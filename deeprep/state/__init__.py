@@ -1,8 +1,8 @@
 """ClassScatter: the class-scatter statistics of a layer, accumulated in one pass.
 
-`scatter` has the class; what it holds and how that grows is in `moments`, `pooled` and `merge`,
-what is read off it in `statistics`, and how it moves in `streaming`, `collectives` and
-`state_file`.
+`scatter` has the class; what it holds, and what is read off it, is in `moments` and `statistics`,
+how it grows in `accumulator`, `merge` and `pooled`, and how it moves in `streaming`, `collectives`
+and `state_file`.
 """
 
 from deeprep.state.layers import all_reduce_layers

@@ -190,6 +190,18 @@ def test_empty_classes_are_left_out_and_reported_once():
     assert within_five == deeprep.compression(class_scatter(features, labels, 3))
 
 
+def test_the_warning_names_the_line_of_the_caller():
+    features, labels = make_data(num_classes=3)
+    for read in (lambda s: s.present, lambda s: deeprep.compression(s), lambda s: s.within):
+        s = class_scatter(features, labels, 5, full=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            read(s)
+            s.trace_between()
+        (warning,) = caught
+        assert warning.filename == __file__
+
+
 @pytest.mark.parametrize("ignore_index", [255, 2])  # 2 is a class otherwise
 def test_ignore_index_skips_rows(ignore_index):
     features, labels = make_data()
