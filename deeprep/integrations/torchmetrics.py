@@ -133,9 +133,9 @@ class ClassScatterMetric(Metric):
     @property
     def scatter(self) -> ClassScatter:
         """The samples so far as a ClassScatter, for any other metric; it shares the states."""
-        return self._as_scatter(self.metric_state, resolution=float(self.resolution))
+        return self._as_scatter(self.metric_state, unit_roundoff=float(self.resolution))
 
-    def _as_scatter(self, states: Mapping[str, Any], resolution: float = 0.0) -> ClassScatter:
+    def _as_scatter(self, states: Mapping[str, Any], unit_roundoff: float = 0.0) -> ClassScatter:
         """Return a ClassScatter that reads and writes the tensors of `states`."""
         moments = Moments(states["counts"], states["means"], states["sumsq"])
         scatter = self._empty(1)
@@ -143,7 +143,7 @@ class ClassScatterMetric(Metric):
         scatter._moments = moments
         scatter._pooled_scatter = states["products"] if self.full else None
         scatter._bad_label = None if on_host(moments.means) else states["refused"]
-        scatter.unit_roundoff = resolution
+        scatter.unit_roundoff = unit_roundoff
         scatter._keep_nothing_derived()  # this metric's next update writes to the same tensors
         return scatter
 

@@ -256,15 +256,15 @@ def class_ranks(
     return ClassRanks(numerical, *others)
 
 
-def noise_of_scatter(pooled: Tensor, resolution: float, scatter: Tensor) -> float:
+def noise_of_scatter(pooled: Tensor, unit_roundoff: float, scatter: Tensor) -> float:
     """Bound the size below which eigenvalues of S + (a sum over class means) are rounding errors.
 
-    ``pooled`` is S (d, d), summed from features of unit round-off ``resolution``; adding the means
-    and the eigendecomposition of ``scatter`` (d, d), the sum, cost a few units of float64. The
-    errors measured in S are 0.1 to 3 units of |S|_F in the spectral norm, on features of any rank.
+    ``pooled`` is S (d, d), summed from features of this unit roundoff; adding the means and the
+    eigendecomposition of ``scatter`` (d, d), the sum, cost a few units of float64. The errors
+    measured in S are 0.1 to 3 units of |S|_F in the spectral norm, on features of any rank.
     """
     norms = torch.linalg.matrix_norm(pooled), torch.linalg.matrix_norm(scatter)
-    return 4.0 * resolution * float(norms[0]) + 8.0 * class_means.EPS * float(norms[1])
+    return 4.0 * unit_roundoff * float(norms[0]) + 8.0 * class_means.EPS * float(norms[1])
 
 
 def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> Tensor:

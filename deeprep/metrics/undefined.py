@@ -41,9 +41,7 @@ def is_finite(
     if classes:
         warn_nonfinite(statistic, classes, value)
     elif pooled is not None and not bool(pooled.isfinite().all()):
-        reason = (
-            "products of the features overflow their precision; scale them down or pass float64"
-        )
+        reason = "products of the features overflow float64; scale them down"
         warn_undefined(statistic, reason, value)
         return False
     return not classes
