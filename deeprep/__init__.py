@@ -20,7 +20,7 @@ from deeprep.files import class_scatter_of_files
 from deeprep.metrics import compression, discrimination
 from deeprep.ops import build_info, show_config
 from deeprep.probe import LayerProbe, analyze
-from deeprep.report import LayerMetrics, LayerReport
+from deeprep.report import LayerMetrics, LayerReport, ReportOptions
 from deeprep.state import ClassScatter, all_reduce_layers, class_scatter
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "LayerProbe",
     "LayerReport",
     "RankLostError",
+    "ReportOptions",
     "UndefinedStatisticError",
     "all_reduce_layers",
     "analyze",

@@ -30,9 +30,9 @@ from deeprep.models import build_model
 from deeprep.models.load import load_model
 from deeprep.models.loaded import LoadedModel
 from deeprep.models.weights import weight_files
-from deeprep.probe import LayerProbe, analyze
-from deeprep.probe.evaluation import evaluation_mode
+from deeprep.probe import LayerProbe
 from deeprep.report import LayerReport
+from deeprep.report.layer_metrics import Metrics, choose_metrics
 from deeprep.run.device import choose_device
 from deeprep.state import ClassScatter
 
@@ -142,6 +142,12 @@ class Analyze:
     """Correct Tr Sigma_B for few samples a class."""
     jackknife: _Flag = False
     """Also standard errors, by a jackknife over the classes."""
+    metrics: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]],
+        arg(metavar="NAME...", help_behavior_hint="(default: all that take seconds; repeatable)"),
+    ] = ()
+    """Metrics to have besides C_l and D_l: cdnv, equinorm, equiangularity, etf_error, gnc2 and,
+    with --full, nc1, numerical_rank, effective_rank, stable_rank, rankme."""
 
     batch_size: int = _BATCH_SIZE
     """Samples that the model is given at once."""
@@ -159,8 +165,7 @@ class Analyze:
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Write tables, figures and JSON here."""
     save_states: _Flag = False
-    """Also write the sums of every layer to --out, by one more pass, for `deeprep show` and
-    `deeprep merge`."""
+    """Also write the sums of every layer to --out, for `deeprep show` and `deeprep merge`."""
 
     def run(self) -> Result:
         """Do it."""
@@ -168,6 +173,7 @@ class Analyze:
         check_positive("batch_size", self.batch_size)
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
+        choose_metrics(self._metrics(), full=self.full)
         if self.save_states and self.out is None:
             raise ValueError("save_states needs out, a directory to write to")
         run = _open_run(self.model)
@@ -175,6 +181,9 @@ class Analyze:
             return self._show(run)
         with importable_here(), printed_warnings():
             return self._measure_all(run)
+
+    def _metrics(self) -> Metrics:
+        return [name for names in self.metrics for name in names] or "auto"
 
     def _asks_for_a_measurement(self) -> bool:
         """Whether any flag was given but those that say how to show what there is."""
@@ -304,7 +313,6 @@ class Analyze:
         what: str = "",
     ) -> tuple[LayerReport, dict[str, ClassScatter]]:
         """Return the report and the layers' states of a model as it is now."""
-        module = model.module
         loader: Batches | TextBatches
         if isinstance(samples, TextData):
             assert model.tokenizer is not None
@@ -313,30 +321,23 @@ class Analyze:
         else:
             dtype = torch.float64 if how["dtype"] == "float64" else torch.float32
             loader = Batches(samples.inputs.to(dtype), samples.labels, self.batch_size)
-        layers = self.layers or None
         full: Literal["auto", False] = "auto" if self.full else False
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=how["dtype"] == "bfloat16")
         with progress_bar("batch", what) as progress, autocast, errors_of(model.name):
-            report = analyze(
-                module,
-                loader,
-                samples.num_classes,
-                layers=layers,
-                reduce=how["reduce"],
-                full=full,
-                accuracy=self.accuracy,
+            probe = LayerProbe(
+                model.module, samples.num_classes, self.layers or None, how["reduce"], full=full
+            )
+            probe.run(loader, progress)
+            if self.accuracy:
+                probe.score(loader, progress)
+            report = probe.report(
                 weighting=how["weighting"],
                 corrected=self.corrected,
                 jackknife=self.jackknife,
+                metrics=self._metrics(),
                 class_names=samples.class_names,
-                progress=progress,
             )
-            probe = LayerProbe(module, samples.num_classes, layers, how["reduce"], full=full)
-            if self.save_states:
-                with evaluation_mode(module), probe:
-                    for inputs, labels in loader:
-                        probe(inputs, labels)
-        return report, probe.scatters
+        return report, probe.scatters if self.save_states else {}
 
 
 def _describe(samples: Data | TextData) -> str:

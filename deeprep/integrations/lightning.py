@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import sys
@@ -13,16 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from deeprep.base import validate
-from deeprep.probe import LayerProbe, analyze
+from deeprep.probe import LayerProbe
 from deeprep.probe.evaluation import split_batch
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
-from deeprep.report import LayerReport
-from deeprep.report.layer_metrics import choose_metrics
-from deeprep.state import ClassScatter
+from deeprep.report import LayerReport, ReportOptions
+from deeprep.report.layer_metrics import ALWAYS, choose_metrics
+from deeprep.report.options import ReportKeywords, report_options
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from typing_extensions import Unpack
 else:
 
     def _callback() -> type:
@@ -78,15 +78,18 @@ class LayerMetricsCallback(Callback):
     labels_of
         Batch -> labels; default: the second of a pair, or what a mapping holds as "labels" or
         "label".
-    metrics
-        What to measure and log, see `deeprep.LayerReport.from_scatters`.
     prefix
         Put before the names that are logged: to tell several callbacks apart.
-    **report_options
-        Of `deeprep.LayerReport.from_scatters`, such as ``weighting="prior"``.
+    options
+        What to report and how; default: ``ReportOptions()``. Its `metrics` are logged; "auto" here
+        is compression and discrimination alone.
+    **changes
+        Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names.
 
     Attributes
     ----------
+    options
+        The `ReportOptions` that hold.
     reports
         Dict of epoch -> LayerReport; goes into checkpoints and comes back from them.
 
@@ -122,15 +125,19 @@ class LayerMetricsCallback(Callback):
         loader: Iterable[Any] | None = None,
         module: str | None = None,
         labels_of: Callable[[Any], Tensor] | None = None,
-        metrics: Sequence[str] = ("compression", "discrimination"),
         prefix: str = "",
         full: bool | Literal["auto"] = False,
         ignore_index: int = -100,
-        **report_options: Any,
+        options: ReportOptions | None = None,
+        **changes: Unpack[ReportKeywords],
     ) -> None:
         validate.require("on", repr(on), on in ("train", "validation"), "'train' or 'validation'")
         self.num_classes = validate.check_positive("num_classes", num_classes)
-        choose_metrics(metrics, {"": ClassScatter(1, 1, full=full is not False)})
+        options = report_options(options, **changes)
+        if options.metrics == "auto":
+            options = report_options(options, metrics=ALWAYS)
+        choose_metrics(options.metrics, full=full is not False)
+        self.options = options
         self.every_n_epochs = validate.check_positive("every_n_epochs", every_n_epochs)
         if max_batches is not None:
             validate.check_positive("max_batches", max_batches)
@@ -139,7 +146,6 @@ class LayerMetricsCallback(Callback):
         self.loader = loader
         self.module = module
         self.labels_of = _labels_of if labels_of is None else labels_of
-        self.metrics = tuple(metrics)
         self.prefix = prefix
         self.reports: dict[int, LayerReport] = {}
         self._selection: dict[str, Any] = {
@@ -148,7 +154,6 @@ class LayerMetricsCallback(Callback):
             "full": full,
             "ignore_index": ignore_index,
         }
-        self._report_options = report_options
         self._probe: LayerProbe | None = None
         self._batch: AbstractContextManager[Any] | None = None
         self._num_batches = 0
@@ -188,48 +193,34 @@ class LayerMetricsCallback(Callback):
         if not self._is_due(trainer, stage):
             return
         if self.loader is None:
-            report = self._report_of_probe(trainer, pl_module)
+            probe = self._probe_of_epoch(pl_module)
         else:
-            report = self._report_of_loader(trainer, pl_module, self.loader)
+            probe = self._make_probe(pl_module)
+            share = itertools.islice(self.loader, trainer.global_rank, None, trainer.world_size)
+            probe.run(itertools.islice(share, self.max_batches))
+        if trainer.world_size > 1:
+            probe.all_reduce()
+        if not probe.scatters and self.loader is None:
+            raise ValueError(
+                f"module is {self.module!r}, expected a module that runs in the {self.on} step: "
+                f"no layer of {type(self._model_of(pl_module)).__name__} did"
+            )
+        report = probe.report(self.options)
         self.reports[trainer.current_epoch] = report
         values = {
             f"{self.prefix}{metric}/{layer.name}": float(value)
-            for metric in self.metrics
+            for metric in self.options.metrics
             for layer in report.layers
             if (value := getattr(layer, metric)) is not None
         }
         # All processes have the same values; without sync_dist Lightning warns that they may not.
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
 
-    def _report_of_probe(self, trainer: Trainer, pl_module: LightningModule) -> LayerReport:
+    def _probe_of_epoch(self, pl_module: LightningModule) -> LayerProbe:
         # A process without a batch has a part in the merge all the same.
         probe = self._make_probe(pl_module) if self._probe is None else self._probe
         self._detach()
-        if trainer.world_size > 1:
-            probe.all_reduce()
-        if not probe.scatters:
-            raise ValueError(
-                f"module is {self.module!r}, expected a module that runs in the {self.on} step: "
-                f"no layer of {type(self._model_of(pl_module)).__name__} did"
-            )
-        report = LayerReport.from_scatters(
-            probe.scatters, metrics=self.metrics, **self._report_options
-        )
-        notes = [f"layer {name!r}: did not run" for name in probe.silent_layers]
-        return dataclasses.replace(report, warnings=[*notes, *report.warnings])
-
-    def _report_of_loader(
-        self, trainer: Trainer, pl_module: LightningModule, loader: Iterable[Any]
-    ) -> LayerReport:
-        share = itertools.islice(loader, trainer.global_rank, None, trainer.world_size)
-        return analyze(
-            self._model_of(pl_module),
-            itertools.islice(share, self.max_batches),
-            self.num_classes,
-            all_reduce=trainer.world_size > 1,
-            **self._selection,
-            **self._report_options,
-        )
+        return probe
 
     def _make_probe(self, pl_module: LightningModule) -> LayerProbe:
         return LayerProbe(self._model_of(pl_module), self.num_classes, **self._selection)

@@ -325,5 +325,5 @@ def _functions_of(
         return dict(metrics)
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     validate.require("metrics", "nothing", bool(names), "at least one name")
-    choose_metrics(names, {"": ClassScatter(1, 1, full=full)})
+    choose_metrics(names, full=full)
     return {name: getattr(_metrics, name) for name in names}

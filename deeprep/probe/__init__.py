@@ -1,5 +1,7 @@
 """LayerProbe and analyze: class-scatter statistics of every layer while a model runs once."""
 
-from deeprep.probe.layer_probe import LayerProbe, analyze
+from deeprep.probe.analyze import analyze
+from deeprep.probe.layer_probe import LayerProbe
+from deeprep.probe.scores import Scores
 
-__all__ = ["LayerProbe", "analyze"]
+__all__ = ["LayerProbe", "Scores", "analyze"]

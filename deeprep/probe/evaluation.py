@@ -55,6 +55,26 @@ def to_device(value: Any, device: torch.device | None) -> Any:
     return value
 
 
+def check_loader(loader: Any, passes: int = 1) -> None:
+    """Check that a loader gives batches, and can do so as often as the model is to run.
+
+    Raises
+    ------
+    TypeError
+        For what cannot be iterated.
+    ValueError
+        For an iterator where there are several passes.
+    """
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        kind = "None" if loader is None else f"a {type(loader).__name__}"
+        raise TypeError(f"loader is {kind}, expected an iterable of (inputs, labels) batches")
+    if passes > 1 and hasattr(loader, "__next__"):
+        raise ValueError(
+            "loader is a one-shot iterator, expected an iterable that can be run through twice "
+            "(a list or a DataLoader); or pass accuracy=False"
+        )
+
+
 def split_batch(batch: Any) -> tuple[Any, Any]:
     """(inputs, labels) of what a loader gave: a pair, or a mapping that holds its labels too."""
     if isinstance(batch, Mapping):
@@ -77,7 +97,7 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def counting(
-    progress: Progress, loader: Iterable[Any], passes: int
+    progress: Progress, loader: Iterable[Any], passes: int = 1
 ) -> Iterator[Callable[[], None]]:
     """Yield what to call after every batch: it shows or reports how many of them are done."""
     done = itertools.count(1)

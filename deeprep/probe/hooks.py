@@ -37,15 +37,15 @@ Consumer = Callable[[str, Tensor, Tensor], None]
 
 
 class LayerHooks:
-    """Feeds every chosen layer's reduced output, and the input, to a consumer.
+    """Feeds every chosen layer's reduced output, and the input, to the consumer of a batch.
+
+    A consumer is called with (layer, features (n, d), labels (n,)), once or more for each layer of
+    the batch, without gradients; what it is given lives no longer than the call.
 
     Parameters
     ----------
     model, layers, reduce, num_classes, ignore_index
         See `LayerProbe`.
-    consume
-        Called with (layer, features (n, d), labels (n,)), once or more for each layer of a batch,
-        without gradients; what it is given lives no longer than the call.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class LayerHooks:
         model: nn.Module,
         layers: LayerSelector | Sequence[LayerSelector] | None,
         reduce: Reduce,
-        consume: Consumer,
         *,
         num_classes: int,
         ignore_index: int,
@@ -63,10 +62,10 @@ class LayerHooks:
         self._embeddings = embedding_layers(model, self._modules)
         check_reduce(reduce, self.names)
         self._reduce = reduce
-        self._consume = consume
         self._num_classes, self._ignore_index = num_classes, ignore_index
         self._handles: list[Any] = []
         self._labels: BatchLabels | None = None
+        self._consume: Consumer | None = None
         self._default_mask = False
         self._ids: Tensor | None = None  # integer input whose embedding has not run yet
         self._calls = dict(_FIRST_CALLS)
@@ -75,6 +74,11 @@ class LayerHooks:
     def names(self) -> list[str]:
         """The input and the chosen layers, in order of definition."""
         return [INPUT, *self._modules]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are on the model."""
+        return bool(self._handles)
 
     def __enter__(self) -> LayerHooks:
         """Put the hooks on the model; outside `batch` they do nothing."""
@@ -99,10 +103,10 @@ class LayerHooks:
         while self._handles:
             self._handles.pop().remove()
 
-    def run(self, inputs: Any, labels: Tensor, mask: Tensor | None) -> Any:
+    def run(self, inputs: Any, labels: Tensor, mask: Tensor | None, consume: Consumer) -> Any:
         """Run the model on one batch and return its output."""
         device = weights_device(self._model)
-        with self.batch(labels, mask):
+        with self.batch(labels, mask, consume):
             inputs = to_device(inputs, device)
             if isinstance(inputs, Mapping):
                 return self._model(**inputs)
@@ -111,20 +115,20 @@ class LayerHooks:
             return self._model(inputs)
 
     @contextlib.contextmanager
-    def batch(self, labels: Tensor, mask: Tensor | None) -> Iterator[None]:
-        """Every forward inside takes the layers in, with these labels."""
+    def batch(self, labels: Tensor, mask: Tensor | None, consume: Consumer) -> Iterator[None]:
+        """Every forward inside feeds its layers, with these labels, to the consumer."""
         if not self._handles:
             raise RuntimeError("the probe is not attached: use it as `with LayerProbe(...) as p:`")
         if self._labels is not None:
             raise RuntimeError("the probe is measuring a batch already, expected one at a time")
         self._labels = BatchLabels(labels, mask, self._num_classes, self._ignore_index)
-        self._default_mask = mask is None
+        self._consume, self._default_mask = consume, mask is None
         self._calls = dict(_FIRST_CALLS)
         try:
             with _hooks_fire(self._model):
                 yield
         finally:
-            self._labels = self._ids = None
+            self._labels = self._consume = self._ids = None
 
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model runs: its mask and, where the input is floating-point, layer 0."""
@@ -178,8 +182,9 @@ class LayerHooks:
     def _take(
         self, layer: str, output: Any, reduction: Reduction, module: nn.Module | None = None
     ) -> None:
-        labels = self._labels
+        labels, consume = self._labels, self._consume
         assert labels is not None
+        assert consume is not None
         try:
             with torch.no_grad():
                 features = feature_tensor(output, labels.num_samples).detach()
@@ -187,7 +192,7 @@ class LayerHooks:
                     features = features.movedim(-1, 1)
                 with _no_autocast(features.device.type):
                     for rows, targets in reduced_rows(features, reduction, labels):
-                        self._consume(layer, rows, targets)
+                        consume(layer, rows, targets)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"layer {layer!r}: {error}") from error

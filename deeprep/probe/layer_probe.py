@@ -1,4 +1,4 @@
-"""LayerProbe and analyze: class-scatter statistics of every layer while a model runs once.
+"""LayerProbe: class-scatter statistics of every layer while a model runs once.
 
 Forward hooks reduce each layer's output to (N, d) and feed it to that layer's ClassScatter at
 once; no feature map outlives its update, so memory is K*d (plus d*d) a layer, never N*d.
@@ -7,21 +7,30 @@ once; no feature map outlives its update, so memory is K*d (plus d*d) a layer, n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from deeprep.base import validate
-from deeprep.probe.evaluation import Progress, counting, evaluation_mode, split_batch
-from deeprep.probe.hooks import INPUT, LayerHooks
+from deeprep.probe.evaluation import (
+    Progress,
+    check_loader,
+    counting,
+    evaluation_mode,
+    split_batch,
+)
+from deeprep.probe.hooks import INPUT, Consumer, LayerHooks
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.probe.scores import Scores
-from deeprep.report import LayerReport, LayerScores
-from deeprep.report.layer_metrics import Metrics
-from deeprep.state import ClassScatter, Weighting
+from deeprep.report import LayerReport, ReportOptions
+from deeprep.report.options import ReportKeywords
+from deeprep.state import ClassScatter, all_reduce_layers
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FULL_UP_TO = 2048  # features: beyond, full="auto" finds the d x d scatter not worth its memory
 
@@ -29,7 +38,11 @@ Full = bool | Literal["auto"]
 
 
 class LayerProbe:
-    """One ClassScatter per layer, filled while the model runs; a context manager.
+    """One ClassScatter per layer, filled while the model runs.
+
+    `run` takes in a loader in one pass, `score` what a second pass over it tells, and `report` says
+    what was found. In a loop of one's own the probe is a context manager: `probe(inputs, labels)`
+    runs the model on a batch, `probe.batch(labels)` watches it run.
 
     Layers appear in the order in which they run; a module that runs again within one forward is
     another layer, "relu#2". Layer 0, "input", is the input itself or, where that is integer ids,
@@ -77,6 +90,9 @@ class LayerProbe:
     ----------
     scatters
         Dict of layer name -> ClassScatter.
+    scores
+        The `Scores` of the second pass; None before it, and again once a new batch has changed the
+        states.
 
     Raises
     ------
@@ -89,11 +105,23 @@ class LayerProbe:
     >>> import torch, deeprep
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> with deeprep.LayerProbe(model, num_classes=2) as probe:
-    ...     for _ in range(3):
-    ...         outputs = probe(torch.randn(16, 4), torch.arange(16) % 2)
+    >>> loader = [(torch.randn(16, 4), torch.arange(16) % 2) for _ in range(3)]
+    >>> probe = deeprep.LayerProbe(model, num_classes=2)
+    >>> probe.run(loader)
     >>> {name: s.num_samples for name, s in probe.scatters.items()}
     {'input': 48, '1': 48}
+    >>> scores = probe.score(loader)
+    >>> report = probe.report(class_names=["cat", "dog"])
+    >>> report.layers[1].compression > 0, report.layers[1].ncc_accuracy > 0.5
+    (True, True)
+
+    In a loop of one's own, such as one that trains:
+
+    >>> with deeprep.LayerProbe(model, num_classes=2) as probe:
+    ...     for inputs, labels in loader:
+    ...         loss = nn.functional.cross_entropy(probe(inputs, labels), labels)
+    >>> probe.scatters["1"].num_samples
+    48
     """
 
     def __init__(
@@ -112,11 +140,12 @@ class LayerProbe:
         self.full = full
         self.ignore_index = ignore_index
         self.scatters: dict[str, ClassScatter] = {}
+        self.scores: Scores | None = None
+        self._model = model
         self._hooks = LayerHooks(
             model,
             layers,
             reduce,
-            self._update,
             num_classes=self.num_classes,
             ignore_index=ignore_index,
         )
@@ -142,7 +171,7 @@ class LayerProbe:
             (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of a
             mapping. A sample without a token is skipped.
         """
-        return self._hooks.run(inputs, labels, mask)
+        return self._hooks.run(inputs, labels, mask, self._update)
 
     def batch(self, labels: Tensor, mask: Tensor | None = None) -> AbstractContextManager[None]:
         """Take in every forward of the model inside this context, with these labels.
@@ -160,7 +189,108 @@ class LayerProbe:
         >>> probe.scatters["0"].num_samples
         3
         """
-        return self._hooks.batch(labels, mask)
+        return self._hooks.batch(labels, mask, self._update)
+
+    def run(self, loader: Iterable[Any], progress: Progress = False) -> None:
+        """Run the model over a loader and take in every layer of every batch: one pass.
+
+        In eval mode and without gradients. Training flags, random states and hooks are afterwards
+        as before, also after an exception or Ctrl-C. A further call goes on where this one ended.
+
+        Parameters
+        ----------
+        loader
+            (inputs, labels) batches, as `__call__` takes them, or mappings that hold "labels" or
+            "label" besides the inputs.
+        progress
+            Show a bar on stderr if that is a terminal; or a function called after each batch with
+            the number of batches done and their total, None where unknown.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For what is no loader of batches, and a layer whose features do not fit.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> probe = deeprep.LayerProbe(torch.nn.Linear(4, 2), num_classes=2)
+        >>> probe.run([(torch.randn(6, 4), torch.arange(6) % 2)])
+        >>> probe.scatters["input"].num_samples
+        6
+        """
+        self._pass(loader, progress, self._update)
+
+    def score(self, loader: Iterable[Any], progress: Progress = False) -> Scores:
+        """Run the model once more: probe and nearest-mean accuracy and directional CDNV.
+
+        They need the finished states, so `run`, and `all_reduce` where there are many processes,
+        come before. Of many processes the counts are then added up by `Scores.all_reduce`.
+
+        Parameters
+        ----------
+        loader, progress
+            See `run`.
+
+        Returns
+        -------
+        Scores, kept as `scores` too; a further call adds to it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Before any layer was taken in, and as of `run`.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> loader = [(torch.eye(4), torch.tensor([0, 0, 1, 1]))]
+        >>> probe = deeprep.LayerProbe(torch.nn.Linear(4, 2), num_classes=2)
+        >>> probe.run(loader)
+        >>> probe.score(loader).result()["input"].ncc_accuracy
+        1.0
+        """
+        self._require_layers()
+        scores = Scores(self.scatters) if self.scores is None else self.scores
+        self.scores = None  # there are none of a pass that ended halfway
+        self._pass(loader, progress, scores.update)
+        self.scores = scores
+        return scores
+
+    def report(
+        self, options: ReportOptions | None = None, **changes: Unpack[ReportKeywords]
+    ) -> LayerReport:
+        """What the states, and the scores if there are any, say of every layer.
+
+        Parameters
+        ----------
+        options
+            What to report and how; default: ``ReportOptions()``.
+        **changes
+            Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names.
+
+        Returns
+        -------
+        LayerReport; its `warnings` name the layers that did not run, too.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Before any layer was taken in, and for options that do not fit the states.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> probe = deeprep.LayerProbe(torch.nn.Linear(4, 2), num_classes=2)
+        >>> probe.run([(torch.eye(4), torch.tensor([0, 0, 1, 1]))])
+        >>> probe.report(weighting="prior").layers[0].discrimination
+        1.0
+        """
+        self._require_layers()
+        scores = None if self.scores is None else self.scores.result()
+        report = LayerReport.from_scatters(self.scatters, scores, options, **changes)
+        notes = [_why_silent(name) for name in self.silent_layers]
+        return dataclasses.replace(report, warnings=[*notes, *report.warnings])
 
     @property
     def silent_layers(self) -> list[str]:
@@ -170,18 +300,44 @@ class LayerProbe:
     def all_reduce(self, group: Any = None) -> None:
         """Merge the states of all processes of a torch.distributed group, layer by layer.
 
-        All of them must call it; one that has seen no batch gets every layer all the same.
+        All of them must call it, between `run` and `score`; one that has seen no batch gets every
+        layer all the same.
 
         Raises
         ------
         ValueError
             In every process, where the layers of some do not fit together.
+        RuntimeError
+            After `score`, whose scores are of the states of this process alone.
         """
-        from deeprep.state import all_reduce_layers
-
+        if self.scores is not None:
+            raise RuntimeError(
+                "all_reduce comes after score, expected it between run and score; scores are added "
+                "up by probe.scores.all_reduce(group)"
+            )
         self.scatters = all_reduce_layers(self.scatters, group)
 
+    def _pass(self, loader: Iterable[Any], progress: Progress, consume: Consumer) -> None:
+        check_loader(loader)
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self._model))
+            if not self._hooks.attached:
+                stack.enter_context(self._hooks)
+            advance = stack.enter_context(counting(progress, loader))
+            for batch in loader:
+                inputs, labels = split_batch(batch)
+                self._hooks.run(inputs, labels, None, consume)
+                advance()
+
+    def _require_layers(self) -> None:
+        if not self.scatters:
+            raise ValueError(
+                "the probe holds no layer, expected a run before: loader gave no batch, or none in "
+                "which a layer ran"
+            )
+
     def _update(self, layer: str, features: Tensor, labels: Tensor) -> None:
+        self.scores = None
         scatter = self.scatters.get(layer)
         if scatter is None:
             validate.check_batch(features, labels)
@@ -199,135 +355,6 @@ class LayerProbe:
                 "earlier batches; for inputs of varying size reduce this layer by 'mean'"
             )
         scatter.update(features, labels)
-
-
-def analyze(
-    model: nn.Module,
-    loader: Iterable[Any],
-    num_classes: int,
-    *,
-    layers: LayerSelector | Sequence[LayerSelector] | None = None,
-    reduce: Reduce = "flatten",
-    full: Full = False,
-    accuracy: bool = False,
-    weighting: Weighting = "uniform",
-    corrected: bool = False,
-    jackknife: bool = False,
-    class_names: Sequence[str] | None = None,
-    metrics: Metrics = "auto",
-    ignore_index: int = -100,
-    all_reduce: bool = False,
-    group: Any = None,
-    progress: Progress = False,
-) -> LayerReport:
-    """Measure every layer of a model on labelled data: C_l, D_l and, where asked for, more.
-
-    The model runs in eval mode without gradients: once for all statistics, and a second time for
-    `accuracy`, which needs the finished statistics. Its training flags, the random states and its
-    hooks are as before afterwards, also after an exception or Ctrl-C.
-
-    Parameters
-    ----------
-    model
-        Any torch module, see `LayerProbe`.
-    loader
-        (inputs, labels) batches, inputs being a tensor, a tuple of arguments or a mapping of named
-        ones; or mappings that hold "labels" or "label" besides. Iterated twice for `accuracy`.
-        Tensors are moved to the model's device.
-    num_classes
-        K.
-    layers, reduce, ignore_index
-        See `LayerProbe`.
-    full
-        Also the d x d scatter of every layer (of d <= 2048 where "auto"), for NC1, ranks and, with
-        `accuracy`, the least-squares probe.
-    accuracy
-        Also report the training accuracy of the nearest class mean and of the least-squares probe,
-        and the directional CDNV: one more forward pass.
-    weighting
-        Of Sigma_B's classes, "uniform" (the paper's) or "prior".
-    corrected
-        Take off Sigma_B what its estimate from finite samples adds, see
-        `ClassScatter.trace_between`.
-    jackknife
-        Also standard errors, by leaving out one class at a time.
-    class_names
-        K names, for tables and figures.
-    metrics
-        Which metrics of the states to compute, see `LayerReport.from_scatters`.
-    all_reduce
-        Measure the data of all processes of the torch.distributed `group`, each giving its share;
-        every one gets the same report.
-    progress
-        Show a bar on stderr if that is a terminal; or a function called after each batch with the
-        number of batches done and their total, None where unknown.
-
-    Returns
-    -------
-    LayerReport, layer 0 being the input; its `warnings` name layers that did not run or hold NaN.
-
-    Raises
-    ------
-    ValueError, TypeError
-        On an empty or one-shot loader, and on a layer whose features do not fit.
-
-    Examples
-    --------
-    >>> import torch, deeprep
-    >>> from torch import nn
-    >>> _ = torch.manual_seed(0)
-    >>> labels = torch.arange(60) % 3
-    >>> inputs = torch.eye(3)[labels] + 0.1 * torch.randn(60, 3)
-    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3))
-    >>> report = deeprep.analyze(model, [(inputs, labels)], num_classes=3, accuracy=True)
-    >>> [layer.name for layer in report.layers], report.layers[0].ncc_accuracy
-    (['input', '1'], 1.0)
-    """
-    if accuracy and hasattr(loader, "__next__"):
-        raise ValueError(
-            "loader is a one-shot iterator, expected an iterable that can be run through twice "
-            "(a list or a DataLoader); or pass accuracy=False"
-        )
-    probe = LayerProbe(model, num_classes, layers, reduce, full=full, ignore_index=ignore_index)
-    with evaluation_mode(model), counting(progress, loader, 1 + accuracy) as advance:
-        with probe:
-            for batch in loader:
-                probe(*split_batch(batch))
-                advance()
-        silent = probe.silent_layers
-        if all_reduce:
-            probe.all_reduce(group)
-        if not probe.scatters:
-            raise ValueError("loader gave no batch, or none in which a layer ran")
-        scores: Mapping[str, LayerScores] | None = None
-        if accuracy:
-            scorer = Scores(probe.scatters)
-            hooks = LayerHooks(
-                model,
-                layers,
-                reduce,
-                scorer.update,
-                num_classes=num_classes,
-                ignore_index=ignore_index,
-            )
-            with hooks:
-                for batch in loader:
-                    hooks.run(*split_batch(batch), mask=None)
-                    advance()
-            if all_reduce:
-                scorer.all_reduce(group)
-            scores = scorer.result()
-    report = LayerReport.from_scatters(
-        probe.scatters,
-        scores,
-        weighting=weighting,
-        corrected=corrected,
-        jackknife=jackknife,
-        class_names=class_names,
-        metrics=metrics,
-    )
-    notes = [_why_silent(name) for name in silent if name not in probe.scatters]
-    return dataclasses.replace(report, warnings=[*notes, *report.warnings])
 
 
 def _why_silent(layer: str) -> str:

@@ -2,5 +2,6 @@
 
 from deeprep.report.layer_metrics import LayerMetrics, LayerScores
 from deeprep.report.layer_report import LayerReport
+from deeprep.report.options import ReportOptions
 
-__all__ = ["LayerMetrics", "LayerReport", "LayerScores"]
+__all__ = ["LayerMetrics", "LayerReport", "LayerScores", "ReportOptions"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -93,24 +93,24 @@ class LayerScores:
     directional_cdnv: float | None = None
 
 
-def choose_metrics(asked: Metrics, scatters: Mapping[str, ClassScatter]) -> frozenset[str] | None:
-    """Return the names asked for, checked against the states; None for "auto".
+def choose_metrics(asked: Metrics, *, full: bool) -> frozenset[str] | None:
+    """Return the names asked for, checked; None for "auto".
 
     Raises
     ------
     TypeError, ValueError
         For a string other than "auto", a name that is no metric of a report, and one that needs
-        states with ``full=True`` where there are none.
+        states with ``full=True`` unless there are some, as `full` says.
     """
-    if asked == "auto":
-        return None
     if isinstance(asked, str):
+        if asked == "auto":
+            return None
         raise TypeError(f"metrics is {asked!r}, expected 'auto' or a list of names")
     chosen = frozenset(asked)
     for name in asked:
         if name not in (*ALWAYS, *CHOOSABLE):
             raise ValueError(f"metrics holds {name!r}, expected some of {', '.join(CHOOSABLE)}")
-        if name in _OF_PRODUCTS and not any(scatter.full for scatter in scatters.values()):
+        if name in _OF_PRODUCTS and not full:
             raise ValueError(
                 f"metrics holds {name!r}, which needs states with full=True; all have full=False"
             )

@@ -17,10 +17,10 @@ from deeprep.metrics import ClosestClasses
 from deeprep.report.layer_metrics import (
     LayerMetrics,
     LayerScores,
-    Metrics,
     choose_metrics,
     measure_layer,
 )
+from deeprep.report.options import ReportKeywords, ReportOptions, report_options
 from deeprep.report.table import Content, html_table, rich_table
 from deeprep.state import ClassScatter, Weighting
 from deeprep.theory import LineFit, fit_line
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+    from typing_extensions import Unpack
 
 
 __all__ = ["LayerMetrics", "LayerReport"]
@@ -72,12 +73,8 @@ class LayerReport:
         cls,
         scatters: Mapping[str, ClassScatter],
         scores: Mapping[str, LayerScores] | None = None,
-        *,
-        weighting: Weighting = "uniform",
-        corrected: bool = False,
-        jackknife: bool = False,
-        class_names: Sequence[str] | None = None,
-        metrics: Metrics = "auto",
+        options: ReportOptions | None = None,
+        **changes: Unpack[ReportKeywords],
     ) -> LayerReport:
         """Compute the metrics of every layer; the first of `scatters` is layer 0, the input.
 
@@ -87,19 +84,10 @@ class LayerReport:
             Layer name -> ClassScatter, in order of depth, at least one.
         scores
             Layer name -> accuracies and directional CDNV, which need a second pass.
-        weighting
-            "uniform" or "prior", see `ClassScatter.trace_between`.
-        corrected
-            Correct Tr Sigma_B for few samples a class, see `metrics.compression`.
-        jackknife
-            Also standard errors over classes, see `metrics.jackknife`.
-        class_names
-            (K,) names to show in place of numbers.
-        metrics
-            Names of `LayerMetrics` to have besides compression and discrimination. "auto" is all
-            that the states allow: nc1 and the ranks need ``full=True``; what visits all pairs of
-            classes anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a word in
-            `warnings`, where K^2 d is above 2e10.
+        options
+            What to measure and how, see `ReportOptions`; default: ``ReportOptions()``.
+        **changes
+            Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names.
 
         Raises
         ------
@@ -109,8 +97,9 @@ class LayerReport:
         if not scatters:
             raise ValueError("scatters is empty, expected at least one layer")
         first = next(iter(scatters.values()))
-        names = _check_class_names(class_names, first.num_classes)
-        chosen = choose_metrics(metrics, scatters)
+        options = report_options(options, **changes)
+        names = _check_class_names(options.class_names, first.num_classes)
+        chosen = choose_metrics(options.metrics, full=any(s.full for s in scatters.values()))
         rows, messages = [], []
         for index, (name, scatter) in enumerate(scatters.items()):
             row, notes = measure_layer(
@@ -118,15 +107,21 @@ class LayerReport:
                 name,
                 scatter,
                 None if scores is None else scores.get(name),
-                weighting=weighting,
-                corrected=corrected,
-                jackknife=jackknife,
+                weighting=options.weighting,
+                corrected=options.corrected,
+                jackknife=options.jackknife,
                 chosen=chosen,
             )
             rows.append(row)
             messages += [f"layer {name!r}: {note}" for note in notes]
         return cls(
-            rows, first.num_samples, first.num_classes, weighting, messages, corrected, names
+            rows,
+            first.num_samples,
+            first.num_classes,
+            options.weighting,
+            messages,
+            options.corrected,
+            names,
         )
 
     # ---------------------------------------------------------------- what it says
@@ -336,8 +331,6 @@ class LayerReport:
 def _check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str] | None:
     if names is None:
         return None
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"class_names is {names!r}, expected {num_classes} strings")
     if len(names) != num_classes:
         raise ValueError(
             f"class_names has {len(names)} names, expected {num_classes}, one for each class"

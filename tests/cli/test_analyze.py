@@ -376,3 +376,38 @@ def test_a_series_is_drawn_at_its_epochs_where_names_tell_them(names, numbers):
     for name in names:
         analysis.add(name, LayerReport.from_scatters({"input": scatter}))
     assert [number for number, _ in analysis._series()] == numbers
+
+
+class Forwards(torch.nn.Module):
+    """Counts how often it runs."""
+
+    count = 0
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Linear(8, num_classes))
+
+    def forward(self, images):
+        Forwards.count += 1
+        return self.layers(images.flatten(1))
+
+
+def test_states_are_saved_without_another_pass(folder, capsys, monkeypatch):
+    namespace = type(sys)("counting_models")
+    namespace.Forwards = Forwards
+    monkeypatch.setitem(sys.modules, "counting_models", namespace)
+    flags = ("--batch-size", "40", "--out", "o", "--save-states")
+    for more, passes in (((), 1), (("--accuracy",), 2)):
+        monkeypatch.setattr(Forwards, "count", 0)
+        analyzed(capsys, "counting_models:Forwards", *DIGITS, *flags, *more)
+        assert Forwards.count == passes
+        assert (folder / "o/states/000-input.safetensors").is_file()
+
+
+def test_metrics_are_chosen_by_name(capsys):
+    arguments = ("own_models:cnn", *DIGITS, "--metrics", "cdnv", "gnc2", "--metrics", "etf_error")
+    layer = only_report(analyzed(capsys, *arguments)).layers[1]
+    assert None not in (layer.cdnv, layer.gnc2, layer.etf_error)
+    assert layer.equinorm is None
+    assert main(["analyze", "own_models:cnn", *DIGITS, "--metrics", "nc1"]) == 1
+    assert "metrics holds 'nc1', which needs states with full=True" in capsys.readouterr().err

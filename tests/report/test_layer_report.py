@@ -185,7 +185,7 @@ def test_most_confused_pairs_come_by_name():
 def test_names_of_classes_must_be_one_for_each():
     with pytest.raises(ValueError, match="class_names has 2 names, expected 3"):
         LayerReport.from_scatters(make_scatters(), class_names=["cat", "dog"])
-    with pytest.raises(TypeError, match="class_names is 'abc', expected 3 strings"):
+    with pytest.raises(TypeError, match="class_names is 'abc', expected K strings"):
         LayerReport.from_scatters(make_scatters(), class_names="abc")
     with pytest.raises(ValueError, match="scatters is empty"):
         LayerReport.from_scatters({})
