@@ -180,8 +180,7 @@ class LayerMetricsCallback(Callback):
         if self._num_batches == self.max_batches:
             return
         self._num_batches += 1
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        self._batch = self._probe.batch(self.labels_of(batch), mask)
+        self._batch = self._probe.batch(self.labels_of(batch), _masks_of(batch))
         self._batch.__enter__()
 
     def _end_batch(self) -> None:
@@ -325,6 +324,14 @@ class LayerMetricsCallback(Callback):
         """Take the reports of a `state_dict`."""
         reports = state_dict["reports"].items()
         self.reports = {epoch: LayerReport.from_dict(report) for epoch, report in reports}
+
+
+def _masks_of(batch: Any) -> Any:
+    """The mask in a batch, or the two of an encoder-decoder model: also if not passed by name."""
+    if not isinstance(batch, Mapping):
+        return None
+    masks = batch.get("attention_mask"), batch.get("decoder_attention_mask")
+    return masks if any(str(key).startswith("decoder_") for key in batch) else masks[0]
 
 
 def _labels_of(batch: Any) -> Any:

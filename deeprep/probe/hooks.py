@@ -19,7 +19,6 @@ from deeprep.probe.layers import (
     select_layers,
 )
 from deeprep.probe.reduce import (
-    BatchLabels,
     Reduce,
     Reduction,
     check_reduce,
@@ -27,6 +26,7 @@ from deeprep.probe.reduce import (
     reduced_rows,
     reduction_of,
 )
+from deeprep.probe.sequences import Mask, Sequences, recomputes
 
 INPUT = "input"  # the name of layer 0
 
@@ -62,11 +62,9 @@ class LayerHooks:
         self._embeddings = embedding_layers(model, self._modules)
         check_reduce(reduce, self.names)
         self._reduce = reduce
-        self._num_classes, self._ignore_index = num_classes, ignore_index
+        self._sequences = Sequences(model, num_classes, ignore_index)
         self._handles: list[Any] = []
-        self._labels: BatchLabels | None = None
         self._consume: Consumer | None = None
-        self._default_mask = False
         self._ids: Tensor | None = None  # integer input whose embedding has not run yet
         self._calls = dict(_FIRST_CALLS)
 
@@ -92,7 +90,10 @@ class LayerHooks:
             for module in self._embeddings:
                 self._handles.append(module.register_forward_hook(self._take_embedding))
             for name, module in self._modules.items():
-                self._handles.append(module.register_forward_hook(self._make_hook(name)))
+                hook = module.register_forward_hook(self._make_hook(name), with_kwargs=True)
+                self._handles.append(hook)
+            # Last, so that a stack still runs when it is measured itself.
+            self._handles.extend(self._sequences.attach())
         except BaseException:
             self.__exit__()
             raise
@@ -103,7 +104,7 @@ class LayerHooks:
         while self._handles:
             self._handles.pop().remove()
 
-    def run(self, inputs: Any, labels: Tensor, mask: Tensor | None, consume: Consumer) -> Any:
+    def run(self, inputs: Any, labels: Tensor, mask: Mask | None, consume: Consumer) -> Any:
         """Run the model on one batch and return its output."""
         device = weights_device(self._model)
         with self.batch(labels, mask, consume):
@@ -115,40 +116,37 @@ class LayerHooks:
             return self._model(inputs)
 
     @contextlib.contextmanager
-    def batch(self, labels: Tensor, mask: Tensor | None, consume: Consumer) -> Iterator[None]:
+    def batch(self, labels: Tensor, mask: Mask | None, consume: Consumer) -> Iterator[None]:
         """Every forward inside feeds its layers, with these labels, to the consumer."""
         if not self._handles:
             raise RuntimeError("the probe is not attached: use it as `with LayerProbe(...) as p:`")
-        if self._labels is not None:
+        if self._sequences.has_batch:
             raise RuntimeError("the probe is measuring a batch already, expected one at a time")
-        self._labels = BatchLabels(labels, mask, self._num_classes, self._ignore_index)
-        self._consume, self._default_mask = consume, mask is None
+        self._sequences.start_batch(labels, mask)
+        self._consume = consume
         self._calls = dict(_FIRST_CALLS)
         try:
             with _hooks_fire(self._model):
                 yield
         finally:
-            self._labels = self._consume = self._ids = None
+            self._sequences.end_batch()
+            self._consume = self._ids = None
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._sequences.has_batch or recomputes()
 
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the model runs: its mask and, where the input is floating-point, layer 0."""
-        if self._labels is None or _recomputes():
+        """Before the model runs: its masks and, where the input is floating-point, layer 0."""
+        if self._is_idle:
             return
         self._calls = dict(_FIRST_CALLS)
-        mask = kwargs.get("attention_mask")
-        if self._default_mask and isinstance(mask, Tensor):
-            try:
-                # Of any dtype: models take a two-dimensional one as nonzero where a token is.
-                self._labels = self._labels.with_mask(mask != 0, self._num_classes)
-            except ValueError as error:
-                raise ValueError(
-                    f"the inputs' attention_mask does not fit: {error}; pass `mask`"
-                ) from error
+        self._sequences.start_forward(kwargs)
         features, self._ids = _model_input(args, kwargs)
         if features is not None:
             # Three dimensions given by position may also be grey images or signals (N, C, L).
             named = any(features is value for value in kwargs.values())
-            is_sequence = features.ndim == 3 and (named or self._labels.has_mask)
+            is_sequence = features.ndim == 3 and (named or self._sequences.has_mask)
             self._take(INPUT, features, self._reduction_of_input(is_sequence))
 
     def _reduction_of_input(self, is_sequence: bool) -> Reduction:
@@ -159,7 +157,7 @@ class LayerHooks:
 
     def _take_embedding(self, module: nn.Module, args: Any, output: Any) -> None:
         ids = self._ids
-        if self._labels is None or ids is None or not isinstance(output, Tensor) or _recomputes():
+        if self._is_idle or ids is None or not isinstance(output, Tensor):
             return
         # Embeddings of positions may run too; those of the input keep its shape.
         kept = 1 if isinstance(module, nn.EmbeddingBag) else ids.ndim
@@ -167,29 +165,39 @@ class LayerHooks:
             self._ids = None
             self._take(INPUT, output, self._reduction_of_input(is_sequence=True))
 
-    def _make_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _make_hook(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
         reduction = reduction_of(name, self._reduce)
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._labels is None or _recomputes():
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._is_idle:
                 return
             # A module called again within one forward is another layer: relu, relu#2, ...
             call = self._calls[name] = self._calls.get(name, 0) + 1
-            self._take(name if call == 1 else f"{name}#{call}", output, reduction, module)
+            layer = name if call == 1 else f"{name}#{call}"
+            self._take(layer, output, reduction, module, (*args, *kwargs.values()))
 
         return hook
 
     def _take(
-        self, layer: str, output: Any, reduction: Reduction, module: nn.Module | None = None
+        self,
+        layer: str,
+        output: Any,
+        reduction: Reduction,
+        module: nn.Module | None = None,
+        read: tuple[Any, ...] = (),
     ) -> None:
-        labels, consume = self._labels, self._consume
-        assert labels is not None
+        """Reduce an output and consume its rows; it is layer 0's where there is no module."""
+        sequences, consume = self._sequences, self._consume
         assert consume is not None
         try:
             with torch.no_grad():
-                features = feature_tensor(output, labels.num_samples).detach()
-                if module is not None and _needs_channels_first(features, reduction, module):
-                    features = features.movedim(-1, 1)
+                features = feature_tensor(output, sequences.num_samples).detach()
+                if module is None:
+                    labels = sequences.labels_of_input(output, features, reduction)
+                else:
+                    labels = sequences.labels_of_layer(module, read, features, reduction)
+                    if _needs_channels_first(features, reduction, module):
+                        features = features.movedim(-1, 1)
                 with _no_autocast(features.device.type):
                     for rows, targets in reduced_rows(features, reduction, labels):
                         consume(layer, rows, targets)
@@ -216,6 +224,8 @@ def _model_input(
     by_position = next((value for value in args if isinstance(value, Tensor)), None)
     if by_position is None:
         named = {n: v for n, v in kwargs.items() if isinstance(v, Tensor) and "mask" not in n}
+        # Of an encoder-decoder model, what the encoder reads.
+        named = {n: v for n, v in named.items() if not n.startswith("decoder_")} or named
         if "input_ids" in named:
             return None, named["input_ids"]
         real = next((v for v in named.values() if v.is_floating_point()), None)
@@ -223,11 +233,6 @@ def _model_input(
     if by_position.is_floating_point():
         return by_position, None
     return None, by_position
-
-
-def _recomputes() -> bool:
-    """Does a backward pass run: activation checkpointing then calls modules a second time."""
-    return bool(torch._C._current_graph_task_id() != -1)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from deeprep.probe.hooks import INPUT, Consumer, LayerHooks
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.probe.scores import Scores
+from deeprep.probe.sequences import Mask
 from deeprep.report import LayerReport, ReportOptions
 from deeprep.report.options import ReportKeywords
 from deeprep.state import ClassScatter, all_reduce_layers
@@ -157,7 +158,7 @@ class LayerProbe:
     def __exit__(self, *exception: object) -> None:
         self._hooks.__exit__(*exception)
 
-    def __call__(self, inputs: Any, labels: Tensor, mask: Tensor | None = None) -> Any:
+    def __call__(self, inputs: Any, labels: Tensor, mask: Mask | None = None) -> Any:
         """Run the model on one batch, take in every layer, and return the model's output.
 
         Parameters
@@ -169,11 +170,13 @@ class LayerProbe:
             int32/int64 (N,) in [0, K) or `ignore_index`; for "tokens" also one a position.
         mask
             (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of a
-            mapping. A sample without a token is skipped.
+            mapping. A sample without a token is skipped. An encoder-decoder model has two, each for
+            the layers that run on its tokens: a pair (encoder's, decoder's) of which either may be
+            None; default: `attention_mask` and `decoder_attention_mask`.
         """
         return self._hooks.run(inputs, labels, mask, self._update)
 
-    def batch(self, labels: Tensor, mask: Tensor | None = None) -> AbstractContextManager[None]:
+    def batch(self, labels: Tensor, mask: Mask | None = None) -> AbstractContextManager[None]:
         """Take in every forward of the model inside this context, with these labels.
 
         For loops that call the model themselves. Without a forward of the model itself, only of

@@ -7,6 +7,7 @@ size, some samples at a time.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +86,18 @@ class BatchLabels:
             raise TypeError(f"labels has dtype {labels.dtype}, expected torch.int64 or torch.int32")
         if labels.is_cpu:  # elsewhere the device says so, later
             validate.check_labels(labels.flatten(), num_classes, ignore_index)
-        self._given = labels
+        self._given, self._ignore_index = labels, ignore_index
+        self.num_samples = labels.shape[0]
+        self._apply(mask)
+
+    def with_mask(self, mask: Tensor) -> BatchLabels:
+        """The same labels with this mask in place of any other."""
+        other = copy.copy(self)
+        other._apply(mask)
+        return other
+
+    def _apply(self, mask: Tensor | None) -> None:
+        labels = self._given
         if mask is not None:
             mask = validate.as_tensor("mask", mask)
             if mask.is_floating_point() or mask.is_complex():
@@ -98,14 +110,9 @@ class BatchLabels:
             mask = mask != 0
             kept = mask.any(dim=1).to(labels.device).view(-1, *[1] * (labels.ndim - 1))
             # Wide, as ignore_index need not fit into int32.
-            labels = labels.long().masked_fill(~kept, ignore_index)
-        self._labels, self._mask, self._ignore_index = labels, mask, ignore_index
-        self.num_samples = labels.shape[0]
+            labels = labels.long().masked_fill(~kept, self._ignore_index)
+        self._labels, self._mask = labels, mask
         self._moved: dict[tuple[Any, ...], Tensor] = {}
-
-    def with_mask(self, mask: Tensor, num_classes: int) -> BatchLabels:
-        """The same labels with this mask in place of any other."""
-        return BatchLabels(self._given, mask, num_classes, self._ignore_index)
 
     @property
     def has_mask(self) -> bool:
@@ -188,7 +195,7 @@ def feature_tensor(output: Any, num_samples: int) -> Tensor:
 
 
 def _choose_tensor(output: Any, num_samples: int) -> Tensor:
-    found = list(_tensors(output))
+    found = list(tensors_in(output))
     if not found:
         raise TypeError(f"the output is a {type(output).__name__}, expected a tensor")
     real = [t for t in found if t.is_floating_point() or t.is_quantized] or found
@@ -196,20 +203,26 @@ def _choose_tensor(output: Any, num_samples: int) -> Tensor:
     return next((t for t in shaped if t.shape[:1] == (num_samples,)), real[0])
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """All tensors in tuples, lists, mappings and dataclasses, `last_hidden_state` first."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         if "last_hidden_state" in output:
-            yield from _tensors(output["last_hidden_state"])
+            yield from tensors_in(output["last_hidden_state"])
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(output, tuple | list):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif dataclasses.is_dataclass(output):
         for field in dataclasses.fields(output):
-            yield from _tensors(getattr(output, field.name))
+            yield from tensors_in(getattr(output, field.name))
+
+
+def uses_mask(features: Tensor, reduction: Reduction) -> bool:
+    """Whether a reduction looks at the mask of each token: over the tokens of (N, T, C)."""
+    return features.ndim == 3 and reduction in ("mean", "last", "tokens")
 
 
 def reduced_rows(

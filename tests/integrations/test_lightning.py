@@ -228,6 +228,37 @@ def test_mappings_bring_labels_and_mask():
     assert found[2].compression == pytest.approx(deeprep.compression(expected), rel=1e-5)
 
 
+class Translation(lightning.LightningModule):
+    """Passes its masks by position, where the model's hooks do not see whose they are."""
+
+    def __init__(self, transformers):
+        super().__init__()
+        config = transformers.T5Config(
+            vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+        )
+        self.model = transformers.T5Model(config)
+
+    def validation_step(self, batch, batch_idx):
+        names = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+        self.model(*(batch[name] for name in names))
+
+
+def test_each_sequence_of_an_encoder_decoder_model_has_its_mask():
+    transformers = pytest.importorskip("transformers")
+    batch = {"labels": torch.arange(6) % NUM_CLASSES}
+    for prefix, lengths in (("", [1, 2, 3, 4, 4, 4]), ("decoder_", [4, 3, 2, 1, 1, 1])):
+        batch[f"{prefix}input_ids"] = torch.randint(2, 20, (6, 4))
+        mask = torch.arange(4) < torch.tensor(lengths).unsqueeze(1)
+        batch[f"{prefix}attention_mask"] = mask.long()
+    layers = ["encoder.block.0", "decoder.block.0"]
+    callback = LayerMetricsCallback(NUM_CLASSES, layers, reduce="tokens")
+    module = Translation(transformers)
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    make_trainer(callback).validate(module, loader, verbose=False)
+    expected = deeprep.analyze(module.model, [batch], NUM_CLASSES, layers=layers, reduce="tokens")
+    assert_same_values(callback.reports[0], expected)
+
+
 def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="on is 'test', expected 'train' or 'validation'"):
         LayerMetricsCallback(NUM_CLASSES, on="test")

@@ -1,0 +1,284 @@
+"""Encoder-decoder models: each sequence has its own mask, whatever their lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from probe_models import assert_same, measure
+from torch import nn
+
+import deeprep
+from deeprep import LayerProbe, class_scatter
+
+LABELS = torch.arange(8) % 3
+SIZES = {
+    "vocab_size": 20,
+    "d_model": 8,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def t5_config(transformers):
+    return transformers.T5Config(
+        vocab_size=20,
+        d_model=8,
+        d_kv=4,
+        d_ff=16,
+        num_layers=2,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+
+
+def make_model(transformers, name):
+    torch.manual_seed(0)
+    if name == "T5":
+        return transformers.T5Model(t5_config(transformers)).eval()
+    if name == "BERT to BERT":
+        sizes = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2}
+        sizes |= {"num_hidden_layers": 2, "intermediate_size": 16}
+        encoder = transformers.BertConfig(**sizes)
+        decoder = transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
+        config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+        return transformers.EncoderDecoderModel(config).eval()
+    config = getattr(transformers, f"{name}Config")(**SIZES)
+    return getattr(transformers, f"{name}Model")(config).eval()
+
+
+NAMES = ["T5", "Bart", "Marian", "BERT to BERT"]
+# The last of the layers in each stack.
+LAYERS = {
+    "T5": ("encoder.block.1", "decoder.block.1"),
+    "Bart": ("encoder.layers.1", "decoder.layers.1"),
+    "Marian": ("encoder.layers.1", "decoder.layers.1"),
+    "BERT to BERT": ("encoder.encoder.layer.1", "decoder.bert.encoder.layer.1"),
+}
+
+
+def make_inputs(encoder_tokens, decoder_tokens, *masked):
+    """Named inputs, and the masks of both sequences, all ones where they are not given."""
+    inputs, masks = {}, []
+    # Other tokens in each sequence, or an exchange of the two would go unnoticed.
+    lengths = {
+        "": 1 + torch.arange(8) % encoder_tokens,
+        "decoder_": torch.full((8,), decoder_tokens),
+    }
+    lengths["decoder_"][::2] -= 1
+    for prefix, tokens in (("", encoder_tokens), ("decoder_", decoder_tokens)):
+        inputs[f"{prefix}input_ids"] = torch.randint(2, 20, (8, tokens))
+        mask = torch.ones(8, tokens, dtype=torch.int64)
+        if f"{prefix}attention_mask" in masked:
+            mask = (torch.arange(tokens) < lengths[prefix].unsqueeze(1)).long()
+            inputs[f"{prefix}attention_mask"] = mask
+        masks.append(mask.bool())
+    return inputs, masks
+
+
+def rows_of(hidden, mask, reduce):
+    """Rows and labels of a sequence (N, T, C), reduced as they should be."""
+    if reduce == "tokens":
+        return hidden[mask], LABELS.repeat_interleave(mask.sum(dim=1))
+    if reduce == "last":
+        return hidden[torch.arange(8), mask.sum(dim=1) - 1], LABELS
+    kept = mask.unsqueeze(2)
+    return (hidden.double() * kept).sum(dim=1) / kept.sum(dim=1), LABELS
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lengths", [(3, 5), (4, 4)])
+@pytest.mark.parametrize(
+    "masked",
+    [
+        (),
+        ("attention_mask",),
+        ("decoder_attention_mask",),
+        ("attention_mask", "decoder_attention_mask"),
+    ],
+    ids=["no mask", "encoder's", "decoder's", "both"],
+)
+def test_each_mask_is_for_the_tokens_of_its_sequence(transformers, name, lengths, masked):
+    model = make_model(transformers, name)
+    inputs, masks = make_inputs(*lengths, *masked)
+    hidden = []
+    handles = [
+        model.get_submodule(layer).register_forward_hook(
+            lambda *call: hidden.append(call[-1] if torch.is_tensor(call[-1]) else call[-1][0])
+        )
+        for layer in LAYERS[name]
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    for reduce in ("tokens", "mean", "last"):
+        scatters = measure(model, (inputs, LABELS), layers=LAYERS[name], reduce=reduce)
+        for layer, output, mask in zip(LAYERS[name], hidden, masks, strict=True):
+            expected = class_scatter(*rows_of(output, mask, reduce), 3)
+            assert_same({layer: scatters[layer]}, {layer: expected}, rtol=1e-5)
+        assert scatters["input"].num_samples == (int(masks[0].sum()) if reduce == "tokens" else 8)
+
+
+def test_cross_attention_reads_the_one_and_writes_the_other(transformers):
+    model = make_model(transformers, "T5")
+    inputs, masks = make_inputs(4, 4, "attention_mask", "decoder_attention_mask")
+    attention = "decoder.block.0.layer.1.EncDecAttention"
+    layers = ["*.embed_tokens", attention, f"{attention}.[qkvo]", "decoder.block.0.layer.0.*.k"]
+    scatters = measure(model, (inputs, LABELS), layers=layers, reduce="tokens")
+    of_encoder, of_decoder = (int(mask.sum()) for mask in masks)
+    assert of_encoder != of_decoder
+    counts = {name: s.num_samples for name, s in scatters.items()}
+    keys = {f"{attention}.k", f"{attention}.v", "input", "encoder.embed_tokens"}
+    assert counts == {n: of_encoder if n in keys else of_decoder for n in counts}
+    assert {"decoder.embed_tokens", f"{attention}.q", f"{attention}.o", attention} < counts.keys()
+
+
+def test_the_stacks_themselves(transformers):
+    inputs, masks = make_inputs(4, 4, "attention_mask", "decoder_attention_mask")
+    model, layers = make_model(transformers, "BERT to BERT"), ["encoder", "decoder"]
+    scatters = measure(model, (inputs, LABELS), layers=layers, reduce="tokens")
+    for layer, mask in zip(layers, masks, strict=True):
+        assert scatters[layer].num_samples == int(mask.sum())
+
+
+def test_a_sample_without_a_token_is_skipped_in_its_own_sequence(transformers):
+    model = make_model(transformers, "T5")
+    inputs, _ = make_inputs(4, 4, "attention_mask", "decoder_attention_mask")
+    inputs["decoder_attention_mask"][2] = 0
+    for reduce in ("mean", "cls", "flatten"):
+        scatters = measure(model, (inputs, LABELS), reduce=reduce)
+        assert scatters["encoder.block.1"].num_samples == 8
+        assert scatters["decoder.block.1"].num_samples == 7
+
+
+def test_a_layer_outside_of_both_is_told_by_its_length_or_refused(transformers):
+    model = transformers.T5ForConditionalGeneration(t5_config(transformers)).eval()
+    inputs, masks = make_inputs(3, 5, "attention_mask", "decoder_attention_mask")
+    found = measure(model, (inputs, LABELS), layers="lm_head", reduce="tokens")
+    assert found["lm_head"].num_samples == int(masks[1].sum())
+    inputs, _ = make_inputs(4, 4, "attention_mask")
+    with pytest.raises(
+        ValueError, match=r"layer 'lm_head': it cannot be told whether the 4 tokens .* expected a"
+    ):
+        measure(model, (inputs, LABELS), layers="lm_head", reduce="mean")
+    inputs.pop("attention_mask")  # without a mask there is nothing to tell
+    found = measure(model, (inputs, LABELS), layers="lm_head", reduce="tokens")
+    assert found["lm_head"].num_samples == 32
+
+
+def test_a_decoder_alone_calls_its_masks_otherwise(transformers):
+    model = make_model(transformers, "Bart").get_decoder()
+    named, (encoder_mask, mask) = make_inputs(4, 4, "attention_mask", "decoder_attention_mask")
+    inputs = {
+        "input_ids": named["decoder_input_ids"],
+        "attention_mask": named["decoder_attention_mask"],
+        "encoder_hidden_states": torch.randn(8, 4, 8),
+        "encoder_attention_mask": named["attention_mask"],
+    }
+    layers = ["layers.1", "layers.1.encoder_attn.k_proj", "layers.1.self_attn.k_proj"]
+    scatters = measure(model, (inputs, LABELS), layers=layers, reduce="tokens")
+    counts = {name: s.num_samples for name, s in scatters.items()}
+    of_encoder, own = int(encoder_mask.sum()), int(mask.sum())
+    assert counts == {
+        "input": own,
+        "layers.1": own,
+        "layers.1.encoder_attn.k_proj": of_encoder,
+        "layers.1.self_attn.k_proj": own,
+    }
+
+
+def test_what_the_encoder_gave_may_be_passed_in(transformers):
+    model = make_model(transformers, "T5")
+    inputs, _ = make_inputs(4, 4, "attention_mask")
+    expected = measure(model, (inputs, LABELS), layers=["decoder.block.?"], reduce="tokens")
+    with torch.no_grad():
+        outputs = model.encoder(inputs.pop("input_ids"), inputs["attention_mask"])
+    inputs["encoder_outputs"] = (outputs.last_hidden_state,)
+    scatters = measure(model, (inputs, LABELS), layers=["decoder.block.?"], reduce="tokens")
+    assert scatters["input"].num_samples == 32  # the decoder's own embeddings
+    del scatters["input"], expected["input"]
+    assert_same(scatters, expected)
+
+
+def test_masks_of_a_loop_of_ones_own(transformers):
+    model = make_model(transformers, "T5")
+    inputs, masks = make_inputs(4, 4, "attention_mask", "decoder_attention_mask")
+    expected = measure(model, (inputs, LABELS), reduce="tokens")
+    # The model is called by position, so that only the probe knows the masks.
+    arguments = [inputs[n] for n in ("input_ids", "attention_mask", "decoder_input_ids")]
+    arguments.append(inputs["decoder_attention_mask"])
+    with LayerProbe(model, 3, reduce="tokens") as probe, probe.batch(LABELS, tuple(masks)):
+        model(*arguments)
+    assert_same(probe.scatters, expected)
+    with (
+        LayerProbe(model, 3, reduce="tokens") as probe,
+        pytest.raises(ValueError, match="mask is that of one sequence, expected a pair: the layer"),
+        probe.batch(LABELS, masks[0]),
+    ):
+        model(*arguments)
+    with (
+        LayerProbe(model, 3) as probe,
+        pytest.raises(ValueError, match="mask is a tuple of 3, expected a pair"),
+        probe.batch(LABELS, (*masks, None)),
+    ):
+        pass
+
+
+class Translator(nn.Module):
+    """An encoder-decoder model of PyTorch's own layers, with arguments of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.core = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, source, target, attention_mask=None):
+        return self.head(self.core(self.words(source), self.words(target)))
+
+
+def test_layers_of_pytorch_take_a_pair_or_say_that_they_need_one():
+    model = Translator().eval()
+    named, masks = make_inputs(4, 4, "attention_mask", "decoder_attention_mask")
+    inputs = {"source": named["input_ids"], "target": named["decoder_input_ids"]}
+    layers = ["core.encoder.layers.0", "core.decoder.layers.0"]
+    with LayerProbe(model, 3, layers=layers, reduce="tokens") as probe:
+        probe(inputs, LABELS, tuple(masks))
+    encoder, decoder = (probe.scatters[name].num_samples for name in layers)
+    assert (encoder, decoder) == tuple(int(mask.sum()) for mask in masks)
+    message = r"layer 'core.decoder.layers.0': it cannot be told whether the 4 tokens"
+    with pytest.raises(ValueError, match=message):
+        measure(
+            model, ({**inputs, "attention_mask": masks[0]}, LABELS), layers=layers, reduce="mean"
+        )
+    assert (
+        measure(model, (inputs, LABELS), layers=layers, reduce="tokens")[layers[1]].num_samples
+        == 32
+    )
+
+
+def test_analyze_counts_the_tokens_of_each_sequence(transformers):
+    """The case that was found: T5 with 3 tokens in the encoder and 5 in the decoder."""
+    inputs, _ = make_inputs(3, 5)
+    report = deeprep.analyze(make_model(transformers, "T5"), [(inputs, LABELS)], 3, reduce="tokens")
+    assert report.warnings == []
+    probe = LayerProbe(make_model(transformers, "T5"), 3, reduce="tokens")
+    probe.run([(inputs | {"attention_mask": torch.ones(8, 3).long()}, LABELS)])
+    counts = {name: s.num_samples for name, s in probe.scatters.items()}
+    assert counts["encoder.block.1"] == 24
+    assert counts["decoder.block.1"] == 40
