@@ -214,7 +214,12 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
 
 
 def check_batch(features: Tensor, labels: Tensor) -> None:
-    """Check shapes, dtypes and devices of features (N, d) and labels (N,)."""
+    """Check layouts, shapes, dtypes and devices of features (N, d) and labels (N,)."""
+    for name, tensor in (("features", features), ("labels", labels)):
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"{name} is a {tensor.layout} tensor, expected a dense one: {name}.to_dense()"
+            )
     if features.ndim != 2:
         raise ValueError(f"features has shape {tuple(features.shape)}, expected (N, d)")
     if features.dtype not in FEATURE_DTYPES:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import data
+
+from deeprep.probe.reduce import tensors_in
+
+# What torch says where the types of inputs and weights do not go together.
+_ABOUT_TYPES = re.compile(r"same dtype|should be the same|scalar type|must be Tensor")
 
 Progress = bool | Callable[[int, int | None], None]
 
@@ -65,8 +73,15 @@ def check_loader(loader: Any, passes: int = 1) -> None:
     ValueError
         For an iterator where there are several passes.
     """
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        kind = "None" if loader is None else f"a {type(loader).__name__}"
+    kind = "None" if loader is None else f"a {type(loader).__name__}"
+    is_stream = isinstance(loader, data.IterableDataset)  # which may well give batches
+    if isinstance(loader, data.Dataset) and not is_stream:
+        raise TypeError(
+            f"loader is {kind}, which is a data set of samples, expected batches of them: "
+            "torch.utils.data.DataLoader(dataset, batch_size=128)"
+        )
+    iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    if not iterable or isinstance(loader, str | Mapping | Tensor):
         raise TypeError(f"loader is {kind}, expected an iterable of (inputs, labels) batches")
     if passes > 1 and hasattr(loader, "__next__"):
         raise ValueError(
@@ -79,20 +94,62 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     """(inputs, labels) of what a loader gave: a pair, or a mapping that holds its labels too."""
     if isinstance(batch, Mapping):
         inputs = dict(batch)
-        for key in ("labels", "label"):
-            if key in inputs:
-                return inputs, inputs.pop(key)
-        raise ValueError(
-            f"loader gave a mapping with the keys {', '.join(map(str, inputs))}, expected 'labels' "
-            "or 'label' among them"
-        )
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        key = next((key for key in ("labels", "label") if key in inputs), None)
+        if key is None:
+            raise ValueError(
+                f"loader gave a mapping with the keys {', '.join(map(str, inputs))}, expected "
+                "'labels' or 'label' among them"
+            )
+        labels = inputs.pop(key)
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, labels = batch
+    else:
+        kind = "None" if batch is None else f"a {type(batch).__name__}"
         length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        hint = "several inputs go as ((a, b), labels)"
+        if isinstance(batch, Tensor):
+            hint = "a single batch goes as [(inputs, labels)]"
         raise ValueError(
-            f"loader gave a {type(batch).__name__}{length}, expected (inputs, labels) or a mapping "
-            "with 'labels'; several inputs go as ((a, b), labels)"
+            f"loader gave {kind}{length}, expected (inputs, labels) or a mapping with 'labels'; "
+            f"{hint}"
         )
-    return batch[0], batch[1]
+    if isinstance(labels, Number) or (isinstance(labels, Tensor) and labels.ndim == 0):
+        raise ValueError(
+            f"loader gave a sample with the label {labels}, expected batches with labels "
+            "(N,), as torch.utils.data.DataLoader makes them of samples"
+        )
+    return inputs, labels
+
+
+@contextlib.contextmanager
+def understood_errors(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Say of an error of the model's what it comes from: inputs of another type than it takes.
+
+    Only afterwards, for a model may well convert its inputs itself.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        wrong = _wrong_type(model, inputs)
+        if wrong is None or not _ABOUT_TYPES.search(str(error)):
+            raise
+        raise TypeError(wrong) from error
+
+
+def _wrong_type(model: nn.Module, inputs: Any) -> str | None:
+    """What is wrong with the type of inputs, if anything."""
+    tensors = list(tensors_in(inputs))
+    if not tensors:
+        kind = "None" if inputs is None else f"a {type(inputs).__name__}"
+        return f"inputs is {kind}, expected a tensor, a tuple of tensors or a mapping of them"
+    weights = {p.dtype: None for p in model.parameters() if p.is_floating_point()}
+    real = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    if not real and not any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()):
+        real = [tensors[0].dtype]  # such as images of uint8
+    if not weights or not real or not weights.keys().isdisjoint(real):
+        return None
+    wanted = " or ".join(map(str, weights))
+    return f"inputs has dtype {real[0]}, expected {wanted}, that of the model's weights"
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deeprep.probe.evaluation import to_device, weights_device
+from deeprep.probe.evaluation import to_device, understood_errors, weights_device
 from deeprep.probe.layers import (
     LayerSelector,
     channels_are_last,
+    check_model,
     embedding_layers,
     innermost_model,
     model_to_run,
@@ -57,6 +58,7 @@ class LayerHooks:
         num_classes: int,
         ignore_index: int,
     ) -> None:
+        check_model(model)
         self._model = model_to_run(model)
         self._modules = select_layers(model, layers)
         self._embeddings = embedding_layers(model, self._modules)
@@ -107,7 +109,7 @@ class LayerHooks:
     def run(self, inputs: Any, labels: Tensor, mask: Mask | None, consume: Consumer) -> Any:
         """Run the model on one batch and return its output."""
         device = weights_device(self._model)
-        with self.batch(labels, mask, consume):
+        with self.batch(labels, mask, consume), understood_errors(self._model, inputs):
             inputs = to_device(inputs, device)
             if isinstance(inputs, Mapping):
                 return self._model(**inputs)
@@ -191,7 +193,8 @@ class LayerHooks:
         assert consume is not None
         try:
             with torch.no_grad():
-                features = feature_tensor(output, sequences.num_samples).detach()
+                what = "input" if module is None else "output"
+                features = feature_tensor(output, sequences.num_samples, what).detach()
                 if module is None:
                     labels = sequences.labels_of_input(output, features, reduction)
                 else:

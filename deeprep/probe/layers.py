@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 LayerSelector = str | type[nn.Module]
@@ -42,23 +43,51 @@ def model_to_run(model: nn.Module) -> nn.Module:
 def innermost_model(model: nn.Module) -> nn.Module:
     """The module whose attributes and children the user wrote, without any wrapper."""
     model = model_to_run(model)
-    while inner := list(_WRAPPERS & model._modules.keys()):
-        model = model_to_run(model.get_submodule(inner[0]))
+    while inner := _WRAPPERS.intersection(model._modules.keys()):
+        model = model_to_run(model.get_submodule(min(inner)))
     return model
 
 
 def named_layers(model: nn.Module) -> Modules:
     """Name -> module of all but the model itself, wrappers and parametrisations left out.
 
-    Names are those of the model as it was before it was wrapped.
+    Names are those of the model as it was before it was wrapped. What is inside a TorchScript
+    module is left out too: it never runs as Python.
     """
     named: Modules = {}
+    scripted: tuple[str, ...] = ()
     for name, module in innermost_model(model).named_modules():
+        if name.startswith(scripted):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            scripted += (f"{name}.",)
         parts = name.split(".")
         clean = ".".join(part for part in parts if part not in _WRAPPERS)
         if clean and "parametrizations" not in parts:
             named[clean] = module  # a wrapper comes first and gives way to what it holds
     return named
+
+
+def check_model(model: nn.Module) -> None:
+    """Check that a model is a module, and one that takes hooks.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if not isinstance(model, nn.Module):
+        kind = "None" if model is None else f"a {type(model).__name__}"
+        raise TypeError(f"model is {kind}, expected a torch.nn.Module")
+    _check_takes_hooks("model", innermost_model(model))
+
+
+def _check_takes_hooks(what: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{what} is a TorchScript module, which takes no hooks, expected the Python module "
+            "that it was made from"
+        )
 
 
 def select_layers(
@@ -78,9 +107,19 @@ def select_layers(
     ------
     ValueError
         Where a name, glob or type matches no module; close names are offered.
+    TypeError
+        Where a layer is a TorchScript module.
     """
     if layers is None or layers == "auto":
-        return automatic_layers(model)
+        chosen = automatic_layers(model)
+    else:
+        chosen = _layers_asked_for(model, layers)
+    for name, module in chosen.items():
+        _check_takes_hooks(f"layer {name!r}", module)
+    return chosen
+
+
+def _layers_asked_for(model: nn.Module, layers: LayerSelector | Sequence[LayerSelector]) -> Modules:
     selectors = [layers] if isinstance(layers, str | type) else list(layers)
     modules = named_layers(model)
     chosen: Modules = {}
@@ -322,6 +361,8 @@ def _weighted_layers(modules: Modules) -> Modules:
 def _is_weighted(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return True  # its own projections; its child out_proj never runs
+    if isinstance(module, torch.jit.ScriptModule):
+        return any(p.ndim >= 2 for p in module.parameters())
     parametrized = module._modules.get("parametrizations")
     if isinstance(parametrized, nn.ModuleDict):
         # Looking at module.weight would compute it, and spectral_norm would write its buffers.

@@ -167,7 +167,7 @@ class BatchLabels:
         return self._moved[key]
 
 
-def feature_tensor(output: Any, num_samples: int) -> Tensor:
+def feature_tensor(output: Any, num_samples: int, what: str = "output") -> Tensor:
     """The features in a module's output: its first floating-point tensor with the batch in front.
 
     Parameters
@@ -177,6 +177,8 @@ def feature_tensor(output: Any, num_samples: int) -> Tensor:
         `last_hidden_state` of a mapping comes first. Quantised tensors are dequantised.
     num_samples
         N.
+    what
+        What an error calls it.
 
     Raises
     ------
@@ -188,9 +190,9 @@ def feature_tensor(output: Any, num_samples: int) -> Tensor:
         return tensor.dequantize()
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "nested" if tensor.is_nested else str(tensor.layout)
-        raise TypeError(f"the output is a {kind} tensor, expected a dense one")
+        raise TypeError(f"the {what} is a {kind} tensor, expected a dense one")
     if not tensor.is_floating_point():
-        raise TypeError(f"the output has dtype {tensor.dtype}, expected real floating-point")
+        raise TypeError(f"the {what} has dtype {tensor.dtype}, expected real floating-point")
     return tensor
 
 
