@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ __all__ = ["LayerMetrics", "LayerReport"]
 _PAIRS = ("closest_pairs", "closest_pairs_centered")
 _COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name not in _PAIRS)
 _WARNINGS_SHOWN = 5
+_FITTED = 3  # points at least: a line meets two of them exactly, whatever they are
 
 
 @dataclass(frozen=True)
@@ -128,38 +129,42 @@ class LayerReport:
 
     @property
     def compression_fit(self) -> LineFit | None:
-        """Line through log10 C_l against l for the layers l >= 1; None below two points."""
-        points = [
-            (layer.index, math.log10(layer.compression))
-            for layer in self.layers[1:]
-            if layer.compression is not None and 0.0 < layer.compression < math.inf
-        ]
-        return fit_line(*zip(*points, strict=True)) if len(points) > 1 else None
+        """Line through log10 C_l against l for the layers l >= 1; None below three points."""
+        return _fit(self.layers, "compression", math.log10, 0.0)
 
     @property
     def discrimination_fit(self) -> LineFit | None:
-        """Line through D_l against l for the layers l >= 1; None below two points."""
-        points = [
-            (layer.index, layer.discrimination)
-            for layer in self.layers[1:]
-            if layer.discrimination is not None and math.isfinite(layer.discrimination)
-        ]
-        return fit_line(*zip(*points, strict=True)) if len(points) > 1 else None
+        """Line through D_l against l for the layers l >= 1; None below three points."""
+        return _fit(self.layers, "discrimination", float, -math.inf)
 
     def summary(self) -> str:
-        """Two lines: the fitted rates of C_l and D_l, with their R^2."""
-        lines = []
-        if (fit := self.compression_fit) is not None:
+        """Two lines: the fitted rates of C_l and D_l, with their R^2; or why there is none."""
+        compression, discrimination = self.compression_fit, self.discrimination_fit
+        if compression is None and discrimination is None:
+            return f"no rate of C_l or D_l: {self._why_no_fit()}"
+        lines = ["no rate of C_l: it is positive in fewer than three hidden layers"]
+        if compression is not None:
+            lines = [
+                f"compression    C_l is multiplied by {10**compression.slope:.3g} a layer "
+                f"(log C_l against l, l >= 1: R^2 = {compression.r_squared:.3f})"
+            ]
+        if discrimination is not None:
             lines.append(
-                f"compression    C_l is multiplied by {10**fit.slope:.3g} a layer "
-                f"(log C_l against l, l >= 1: R^2 = {fit.r_squared:.3f})"
+                f"discrimination D_l changes by {discrimination.slope:+.3g} a layer "
+                f"(D_l against l, l >= 1: R^2 = {discrimination.r_squared:.3f})"
             )
-        if (fit := self.discrimination_fit) is not None:
-            lines.append(
-                f"discrimination D_l changes by {fit.slope:+.3g} a layer "
-                f"(D_l against l, l >= 1: R^2 = {fit.r_squared:.3f})"
-            )
-        return "\n".join(lines) or "fewer than two hidden layers: no rate to fit"
+        return "\n".join(lines)
+
+    def _why_no_fit(self) -> str:
+        if self.num_samples == 0:
+            return "there is no sample, or every label is ignored"
+        if all(layer.compression is layer.discrimination is None for layer in self.layers):
+            return "they compare classes, and fewer than two have samples"
+        hidden = len(self.layers) - 1
+        if hidden < _FITTED:
+            found = ("no hidden layer", "one hidden layer", "two hidden layers")[hidden]
+            return f"{found}, and any line fits fewer than three points"
+        return "they are finite in fewer than three hidden layers"
 
     @property
     def caption(self) -> str:
@@ -326,6 +331,15 @@ class LayerReport:
         told = ("num_samples", "num_classes", "weighting", "corrected", "class_names")
         frame.attrs.update({name: vars(self)[name] for name in told})
         return frame
+
+
+def _fit(
+    layers: Sequence[LayerMetrics], name: str, scale: Callable[[float], float], above: float
+) -> LineFit | None:
+    """Line through a metric of the hidden layers, where it is finite and above a bound."""
+    values = [(layer.index, getattr(layer, name)) for layer in layers[1:]]
+    points = [(index, scale(v)) for index, v in values if v is not None and above < v < math.inf]
+    return fit_line(*zip(*points, strict=True)) if len(points) >= _FITTED else None
 
 
 def _check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str] | None:

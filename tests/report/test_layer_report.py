@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -56,10 +57,51 @@ def test_fits_leave_out_the_input_and_find_the_rate():
 
 def test_fits_skip_what_has_no_logarithm():
     report = make_report()
-    for index, value in ((2, 0.0), (3, math.nan), (4, None)):
-        report.layers[index] = LayerMetrics(index, "x", 8, compression=value)
+    for index, value in ((2, 0.0), (3, math.nan)):
+        report.layers[index] = dataclasses.replace(report.layers[index], compression=value)
     assert report.compression_fit is None
-    assert "compression" not in report.summary()
+    assert report.discrimination_fit.slope == pytest.approx(0.1)
+    no_rate, rate = report.summary().splitlines()
+    assert no_rate == "no rate of C_l: it is positive in fewer than three hidden layers"
+    assert rate.startswith("discrimination D_l changes by +0.1 a layer")
+    report.layers[1:4] = [
+        LayerMetrics(i, "x", 8, math.nan, discrimination=math.nan) for i in range(1, 4)
+    ]
+    assert report.summary() == (
+        "no rate of C_l or D_l: they are finite in fewer than three hidden layers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hidden", "why"),
+    [(0, "no hidden layer"), (1, "one hidden layer"), (2, "two hidden layers"), (3, None)],
+)
+def test_two_points_are_no_line(hidden, why):
+    report = make_report()
+    del report.layers[hidden + 1 :]
+    if why is None:
+        assert report.compression_fit.slope == pytest.approx(-1.0)
+        assert "R^2 = 1.000" in report.summary()
+        return
+    assert report.compression_fit is report.discrimination_fit is None
+    assert report.summary() == (
+        f"no rate of C_l or D_l: {why}, and any line fits fewer than three points"
+    )
+    assert why in str(report)
+
+
+def test_the_summary_says_what_is_wrong_with_the_labels():
+    features = torch.randn(12, 3)
+    for label, why in (
+        (0, "they compare classes, and fewer than two have samples"),
+        (-100, "there is no sample, or every label is ignored"),
+    ):
+        labels = torch.full((12,), label)
+        scatters = {
+            f"layer{layer}": deeprep.class_scatter(features, labels, 3) for layer in range(5)
+        }
+        report = LayerReport.from_scatters(scatters)
+        assert report.summary() == f"no rate of C_l or D_l: {why}"
 
 
 def test_json_is_strict_and_round_trips(tmp_path):

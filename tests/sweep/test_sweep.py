@@ -90,10 +90,10 @@ def test_nothing_starts_if_a_flag_is_wrong(tmp_path, in_process, capsys):
 
 
 def test_the_table_and_the_figure_are_those_of_the_runs(tmp_path, in_process, capsys):
-    assert sweep(tmp_path, "--grid", "depth=3,4", "--seeds", "0,1", *SMALL) == 0
+    assert sweep(tmp_path, "--grid", "depth=4,5", "--seeds", "0,1", *SMALL) == 0
     assert set(statuses(tmp_path).values()) == {"finished"}
     assert len(in_process) == 4
-    for row, depth in zip(rows(tmp_path), ("3", "4"), strict=True):
+    for row, depth in zip(rows(tmp_path), ("4", "5"), strict=True):
         last = [
             RunDirectory.open(tmp_path / f"runs/depth={depth},seed={seed}").measurements[-1]
             for seed in (0, 1)
