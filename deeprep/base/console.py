@@ -1,9 +1,21 @@
-"""Errors and warnings on stderr, one line each."""
+"""What commands print: results on stdout, errors and warnings on stderr, one line each."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
+
+UNLIMITED = 10_000  # columns: more than any table has, so that nothing is cut off
+
+
+def stdout_console() -> Console:
+    """Return a console on stdout, without a limit of its width where that is no terminal.
+
+    A table that goes into a pipe or a file would else be squeezed into 80 columns.
+    """
+    # Without emoji: a name such as nets:x: would become one.
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(emoji=False, width=UNLIMITED)
 
 
 def print_error(error: object) -> None:
@@ -19,6 +31,5 @@ def print_warning(message: object) -> None:
 def _to_stderr(markup: str, message: object) -> None:
     # Libraries' errors may have several lines.
     line = " ".join(filter(None, map(str.strip, str(message).splitlines())))
-    # Without emoji: a name such as nets:x: would become one.
     console = Console(stderr=True, emoji=False)
     console.print(f"{markup} {escape(line)}", soft_wrap=True, highlight=False)

@@ -13,7 +13,7 @@ from rich.console import Console
 from tyro.conf import subcommand
 
 from deeprep.base import strict_json
-from deeprep.base.console import print_error, print_warning
+from deeprep.base.console import print_error, print_warning, stdout_console
 from deeprep.cli import analyze, features
 from deeprep.cli.shared import ERRORS
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command.json:
         print(strict_json.dumps(result.data, indent=2))
     else:
-        console = Console(emoji=False)
+        console = stdout_console()
         for each in result.shown:
             console.print(each, soft_wrap=isinstance(each, str), highlight=False)
         for message in result.warnings:

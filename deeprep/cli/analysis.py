@@ -49,6 +49,8 @@ class Analysis:
         Whether the reports are of several checkpoints, also where only one could be measured.
     directory
         Where to write; None for nowhere.
+    keep
+        Metrics that were asked for, whose columns a table does not leave out.
     reports
         Name of the checkpoint -> report, in order.
     """
@@ -57,6 +59,7 @@ class Analysis:
     title: str
     is_series: bool = False
     directory: Path | None = None
+    keep: Sequence[str] = ()
     reports: dict[str, LayerReport] = field(default_factory=dict)
     failed: bool = False
 
@@ -91,7 +94,8 @@ class Analysis:
                     self._write_series(self.directory)
             if self.is_series:
                 shown.append(self._evolution_table())
-            shown += [last.table(escape(name) if self.is_series else None), escape(last.summary())]
+            title = escape(name) if self.is_series else None
+            shown += [last.table(title, keep=self.keep), escape(last.summary())]
             if self.directory is not None:
                 shown.append(f"written to {escape(str(self.directory))}")
         warnings = [

@@ -73,6 +73,8 @@ Examples:
 _BATCH_SIZE = 128
 _AS_IN_A_RUN = "(default: {}; for a run directory, as in the run)"
 _Flag = Annotated[bool, FlagCreatePairsOff]
+_OF_FULL = ("nc1", "numerical_rank", "effective_rank", "stable_rank", "rankme")
+_OF_ACCURACY = ("probe_accuracy", "ncc_accuracy", "directional_cdnv")
 _DATA_FLAGS = ("download", "classes", "samples_per_class", "normalize", "image_size")
 
 
@@ -185,6 +187,14 @@ class Analyze:
     def _metrics(self) -> Metrics:
         return [name for names in self.metrics for name in names] or "auto"
 
+    def _metrics_asked_for(self) -> list[str]:
+        """Return the metrics that flags name, or stand for."""
+        return [
+            *(name for names in self.metrics for name in names),
+            *(_OF_FULL if self.full else ()),
+            *(_OF_ACCURACY if self.accuracy else ()),
+        ]
+
     def _asks_for_a_measurement(self) -> bool:
         """Whether any flag was given but those that say how to show what there is."""
         shows = ("model", "json", "out")
@@ -230,7 +240,7 @@ class Analyze:
         if weights == ["random"]:
             told += f" (seed {self.seed})"
         title = f"{self.model} on {_describe(samples)}, {device}, {told}"
-        analysis = Analysis(about, title, is_series, self.out)
+        analysis = Analysis(about, title, is_series, self.out, self._metrics_asked_for())
         if not files:
             analysis.add(model.weights, *self._measure(model, samples, device, how))
         for number, (file, name) in enumerate(zip(files, checkpoint_names(files), strict=True)):

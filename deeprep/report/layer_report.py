@@ -6,12 +6,13 @@ import csv
 import html
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeprep.base import strict_json
+from deeprep.base.console import stdout_console
 from deeprep.base.paths import atomic_path, write_text
 from deeprep.metrics import ClosestClasses
 from deeprep.report.layer_metrics import (
@@ -215,18 +216,29 @@ class LayerReport:
     def _content(self) -> Content:
         return Content(self.layers, self.class_names, self.caption)
 
-    def table(self, title: str | None = None, width: int | None = None) -> Table:
+    def table(
+        self, title: str | None = None, width: int | None = None, keep: Collection[str] = ()
+    ) -> Table:
         """Return the report as a `rich` table, a row a layer, of the columns that have a value.
 
-        Where not all fit into `width`, by default that of the terminal, the least telling are left
-        out and named below the table.
+        Parameters
+        ----------
+        title
+            What to put above it.
+        width
+            Where not all columns fit into it, the least telling are left out and named below the
+            table. Default: that of the terminal, and no limit where stdout is none.
+        keep
+            Metrics whose columns are not left out: where they do not fit, they come in a second
+            table below the first.
         """
-        return rich_table(self._content(), title, width)
+        return rich_table(self._content(), title, width, keep)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        yield self.table(width=options.max_width)
+        keep = () if options.is_terminal else _COLUMNS
+        yield self.table(width=options.max_width, keep=keep)
         yield Text(self.summary())
         for message in self.warnings[:_WARNINGS_SHOWN]:
             yield Text(f"warning: {message}", style="yellow")
@@ -236,8 +248,14 @@ class LayerReport:
     def __str__(self) -> str:
         from rich.console import Console
 
-        text = io.StringIO()
-        Console(file=text, highlight=False).print(self)
+        text, stdout = io.StringIO(), stdout_console()
+        Console(
+            file=text,
+            width=stdout.width,
+            force_terminal=stdout.is_terminal,
+            color_system=None,
+            highlight=False,
+        ).print(self)
         return text.getvalue().rstrip("\n")
 
     def _repr_html_(self) -> str:

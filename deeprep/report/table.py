@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from deeprep.base.console import UNLIMITED, stdout_console
 from deeprep.report.layer_metrics import LayerMetrics
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # Heading, field of LayerMetrics, format; the most telling first: the last ones give way where
-# there is no room.
+# there is no room, the first two never.
 _METRICS = (
     ("C_l", "compression", ".3g"),
     ("D_l", "discrimination", ".4f"),
@@ -32,6 +33,15 @@ _METRICS = (
     ("equiangular", "equiangularity", ".3f"),
     ("GNC2", "gnc2", ".3f"),
 )
+_NEVER_LEFT_OUT = 2
+
+
+class Column(NamedTuple):
+    """A metric, what stands above it, and its cells, one a layer."""
+
+    name: str
+    heading: str
+    cells: list[str]
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,10 @@ class Content:
     class_names: Sequence[str] | None
     caption: str
 
-    def columns(self) -> list[tuple[str, list[str]]]:
-        """Heading and cells of every metric that some layer has."""
+    def columns(self) -> list[Column]:
+        """The metrics that some layer has, the most telling first."""
         return [
-            (heading, [self._cell(layer, name, spec) for layer in self.layers])
+            Column(name, heading, [self._cell(layer, name, spec) for layer in self.layers])
             for heading, name, spec in _METRICS
             if any(vars(layer)[name] is not None for layer in self.layers)
         ]
@@ -62,21 +72,50 @@ class Content:
         return format(value, spec) + ("" if error is None else f" ±{error:.1g}")
 
 
-def rich_table(content: Content, title: str | None, width: int | None) -> Table:
-    """Return a table of the columns that have a value and fit into `width`."""
-    from rich import get_console
+def rich_table(
+    content: Content, title: str | None, width: int | None, keep: Collection[str]
+) -> Table:
+    """Return a table of the columns that have a value and fit into `width`.
+
+    Those of the metrics in `keep` stay where they do not fit: in a table below.
+    """
+    from rich.table import Table
+
+    width = stdout_console().width if width is None else width
+    columns, left_out = content.columns(), list[str]()
+    while not _fits(content, columns, width):
+        spare = [c for c in columns[_NEVER_LEFT_OUT:] if c.name not in keep]
+        if not spare:
+            break
+        columns.remove(spare[-1])
+        left_out.insert(0, spare[-1].heading)
+    parts = list[Table]()
+    while columns or not parts:
+        shown = next(
+            (n for n in range(len(columns), 1, -1) if _fits(content, columns[:n], width)), 1
+        )
+        part, columns = columns[:shown], columns[shown:]
+        caption = content.caption + f"; no room for {', '.join(left_out)}" * bool(left_out)
+        parts.append(
+            _rich_table(
+                content, part, None if parts else title, None if columns else caption, width
+            )
+        )
+    if len(parts) == 1:
+        return parts[0]
+    stacked = Table.grid()
+    for each in parts:
+        stacked.add_row(each)
+    return stacked
+
+
+def _fits(content: Content, columns: Sequence[Column], width: int) -> bool:
     from rich.console import Console
     from rich.measure import Measurement
 
-    width = get_console().width if width is None else width
-    unlimited = Console(width=10_000)
-    columns = content.columns()
-    for shown in range(len(columns), 0, -1):
-        left_out = [heading for heading, _ in columns[shown:]]
-        table = _rich_table(content, columns[:shown], title, left_out, width)
-        if Measurement.get(unlimited, unlimited.options, table).maximum <= width:
-            return table
-    return _rich_table(content, columns[:2], title, [heading for heading, _ in columns[2:]], width)
+    unlimited = Console(width=UNLIMITED, force_terminal=False)  # a dumb terminal has 80 always
+    table = _rich_table(content, columns, None, None, width)
+    return Measurement.get(unlimited, unlimited.options, table).maximum <= width
 
 
 def html_table(content: Content) -> str:
@@ -86,7 +125,7 @@ def html_table(content: Content) -> str:
         ("l", [str(layer.index) for layer in content.layers]),
         ("layer", names),
         ("d", [str(layer.num_features) for layer in content.layers]),
-        *content.columns(),
+        *((column.heading, column.cells) for column in content.columns()),
     ]
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading, _ in columns)
     body = ""
@@ -100,31 +139,23 @@ def html_table(content: Content) -> str:
 
 def _rich_table(
     content: Content,
-    columns: list[tuple[str, list[str]]],
+    columns: Sequence[Column],
     title: str | None,
-    left_out: list[str],
+    caption: str | None,
     width: int,
 ) -> Table:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    below = content.caption
-    if left_out:
-        below += f"; no room for {', '.join(left_out)}"
     table = Table(
-        title=title, caption=below, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     table.add_column("l", justify="right", no_wrap=True)
     table.add_column("layer", overflow="fold", max_width=max(12, width // 3))
-    for heading in ("d", *(heading for heading, _ in columns)):
+    for heading in ("d", *(column.heading for column in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
-    rows = (
-        zip(*(cells for _, cells in columns), strict=True)
-        if columns
-        else [()] * len(content.layers)
-    )
-    for layer, cells in zip(content.layers, rows, strict=True):
+    for index, layer in enumerate(content.layers):
         first = (str(layer.index), escape(layer.name), str(layer.num_features))
-        table.add_row(*first, *(escape(cell) for cell in cells))
+        table.add_row(*first, *(escape(column.cells[index]) for column in columns))
     return table

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, arg
 
-from deeprep.base.console import print_error
+from deeprep.base.console import print_error, stdout_console
 from deeprep.base.flags import given_fields, parse_flags
 from deeprep.base.ranks import RankLostError, Ranks
 from deeprep.base.torchrun import OtherRankError, default_threads, joined, together
@@ -55,11 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(command: _CommandLine, given: set[str], ranks: Ranks | None) -> int:
-    console, first = Console(), ranks is None or ranks.rank == 0
+    console, first = stdout_console(), ranks is None or ranks.rank == 0
     try:
         start = together(ranks, lambda: _start(command))
         if command.show_settings:
-            together(ranks, lambda: _show(start, given, ranks, console) if first else None)
+            together(ranks, lambda: _show(start, given, ranks, Console()) if first else None)
         else:
             run(start, console)
     except OtherRankError:

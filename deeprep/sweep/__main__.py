@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from deeprep.base.console import print_error
+from deeprep.base.console import print_error, stdout_console
 from deeprep.base.flags import given_fields, parse_flags
 from deeprep.base.validate import require
 from deeprep.run.settings import Settings, from_dict
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parse_flags(_CommandLine, "python -m deeprep.sweep", _ABOUT, arguments)
-    console = Console()
+    console = stdout_console()
     try:
         return _main(command, given_fields(arguments), console)
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from deeprep.base import strict_json
+from deeprep.base.console import stdout_console
 from deeprep.base.validate import require
 from deeprep.run import RunStopped, run
 from deeprep.run.defaults import resolve
@@ -157,12 +156,12 @@ class SweepDirectory:
         error = ""
         try:
             if self._begun(name):
-                run(RunDirectory.open(path), Console())
+                run(RunDirectory.open(path), stdout_console())
             else:
                 _remove_partial(path)
                 settings = from_dict(self.read()["runs"][name])
                 place = replace(settings.run, runs_dir=path.parent, name=name)
-                run(replace(settings, run=place), Console())
+                run(replace(settings, run=place), stdout_console())
         except (RunStopped, KeyboardInterrupt):
             status = "stopped"
         except Exception as raised:  # the other runs do not depend on this one

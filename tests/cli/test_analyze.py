@@ -1,6 +1,7 @@
 """`deeprep analyze` from end to end: every kind of model and data, on little of it."""
 
 import csv
+import io
 import json
 import sys
 import warnings
@@ -376,6 +377,29 @@ def test_a_series_is_drawn_at_its_epochs_where_names_tell_them(names, numbers):
     for name in names:
         analysis.add(name, LayerReport.from_scatters({"input": scatter}))
     assert [number for number, _ in analysis._series()] == numbers
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_tables_keep_their_columns_in_a_pipe_and_those_asked_for_in_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["analyze", "own_models:cnn", *DIGITS, "--full", "--accuracy", "--jackknife"]
+    asked = ("NC1", "eff. rank", "stable rank", "RankMe", "probe", "NCC", "dir. CDNV")
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(heading in text for heading in (*asked, "closest", "ETF", "GNC2"))
+    assert "no room for" not in text
+    assert "…" not in text
+    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert main(arguments) == 0
+    text, _, left_out = sys.stdout.getvalue().partition("no room for")
+    assert max(map(len, text.splitlines()[2:])) <= 80
+    assert all(heading in text for heading in asked)
+    assert "GNC2" in left_out
 
 
 class Forwards(torch.nn.Module):

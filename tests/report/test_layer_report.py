@@ -144,7 +144,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def rendered(table, width):
-    console = Console(width=width, record=True, file=io.StringIO())
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=False)
     console.print(table)
     return console.export_text()
 
@@ -170,6 +170,41 @@ def test_table_names_the_columns_that_a_terminal_has_no_room_for():
         assert "C_l" in text
         assert ("no room for" in text) == (width < 200)
     assert "RankMe" in rendered(report.table(width=60), 60).split("no room for")[1]
+
+
+def test_columns_that_were_asked_for_stay_in_a_table_below():
+    report = LayerReport.from_scatters(make_scatters(full=True), jackknife=True)
+    asked = ("numerical_rank", "rankme", "gnc2", "effective_rank", "etf_error", "cdnv")
+    for width in (50, 80, 200):
+        text = rendered(report.table("digits", width=width, keep=asked), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        shown, _, left_out = text.partition("no room for")
+        headings = {word for line in shown.splitlines() for word in line.split()}
+        assert {"C_l", "D_l", "rank", "RankMe", "GNC2", "eff.", "ETF", "CDNV"} <= headings
+        assert ("equiangular" in left_out) == (width < 200)
+        assert shown.count("layer0") == shown.count("layer2") >= (1 if width == 200 else 2)
+        assert shown.count("digits") == shown.count("30 samples") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_nothing_is_left_out_where_stdout_is_no_terminal(monkeypatch):
+    report = LayerReport.from_scatters(make_scatters(full=True), jackknife=True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    for text in (str(report), rendered(report, 80), rendered(report.table(), 10_000)):
+        assert "GNC2" in text
+        assert "no room for" not in text
+        assert "…" not in text
+    monkeypatch.setattr("sys.stdout", Terminal())
+    for text in (str(report), rendered(report.table(), 80)):
+        assert "no room for" in text
+        assert max(map(len, text.splitlines())) <= 80
 
 
 def test_table_shows_names_of_classes_and_standard_errors():
