@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from deeprep.base import strict_json
 from deeprep.base.console import print_error
-from deeprep.base.validate import check_positive
+from deeprep.base.validate import check_positive, require
 from deeprep.cli.analysis import Analysis, check_directory, checkpoint_names
 from deeprep.cli.foreign import errors_of, importable_here, printed_warnings
 from deeprep.cli.shared import ERRORS, Json, Result, progress_bar
@@ -39,28 +39,30 @@ from deeprep.state import ClassScatter
 if TYPE_CHECKING:
     from deeprep.run.record import RunDirectory
 
-__all__ = ["ABOUT", "Analyze"]
+__all__ = ["ABOUT", "DETAILS", "Analyze"]
 
 ABOUT = """Run a model over labelled data and print compression C_l, discrimination D_l and more for
-each of its layers, in one pass. MODEL is one of:
+each of its layers, in one pass."""
+
+DETAILS = """MODEL is one of:
   resnet18                     a classifier of torchvision
   timm:vit_tiny_patch16_224    a model of timm (pip install timm)
   hf:FOLDER                    a Hugging Face model and tokenizer in a local folder
                                (pip install transformers); a head is left out
-  package.module:factory       a function or class of your own that gives a torch module, found
+  package.module:factory       a function or class of your own that returns a torch module, found
                                from the current directory; called with num_classes=K if it takes it
   RUN_DIR                      a directory of `python -m deeprep.run`: shows what the run measured
 
-Nothing is downloaded for a model: its weights are those in the Hugging Face folder, those of
---weights, or random. Every file that --weights matches is measured in turn, which gives the
-evolution of the layers in training.
+No model is downloaded: weights are those in the Hugging Face folder, those of --weights, or random.
+Each file that --weights matches is measured in turn, which shows how the layers evolve in training.
 
 DATA is digits, mnist, fashion-mnist, cifar10, cifar100, orthogonal, image-folder, or a text file:
 .tsv, .csv or .jsonl of labels and sentences (columns or keys `label` and `text`). Images are
 standardised and fitted to the model: grey becomes RGB, small ones are enlarged, timm and Hugging
-Face get their input size; your own model gets them as they are. Sentences go through the tokenizer
-of the Hugging Face folder; your own model is called as model(input_ids=..., attention_mask=...)
-with a tokenizer that its factory returns beside it, or with bytes: id = byte + 1, padded with 0.
+Face models get their input size; your own model gets them as they are. Sentences go through the
+tokenizer of the Hugging Face folder; your own model is called as
+model(input_ids=..., attention_mask=...) with the tokenizer that its factory returns beside it, or
+with bytes: id = byte + 1, padded with 0.
 
 Examples:
   deeprep analyze resnet18 --data cifar10 --weights resnet18.pth --out resnet18-cifar10
@@ -83,9 +85,9 @@ class Analyze:
     """The command line of `deeprep analyze`."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """What to measure; see above."""
+    """What to measure; see below."""
     data: Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")] = None
-    """Labelled data; see above. A run directory has its own."""
+    """Labelled data; see below. A run directory has its own."""
     weights: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FILE...")] = ()
     """State dicts (.pt, .pth, .safetensors; also under "model" or "state_dict", or saved by DDP or
     torch.compile), or globs of them, in natural order; of a Hugging Face model also its folders.
@@ -173,6 +175,7 @@ class Analyze:
         """Do it."""
         check_directory(self.out)
         check_positive("batch_size", self.batch_size)
+        require("seed", self.seed, -(2**63) <= self.seed < 2**64, "-2^63 <= seed < 2^64")
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
         choose_metrics(self._metrics(), full=self.full)
@@ -363,7 +366,8 @@ def _open_run(name: str) -> RunDirectory | None:
     path = Path(name).expanduser()
     if not (path / "config.json").is_file():
         return None
-    if "settings" not in strict_json.read(path / "config.json"):
+    config = strict_json.read(path / "config.json")
+    if not isinstance(config, dict) or "settings" not in config:
         raise ValueError(f"model {name} is no run directory; if a Hugging Face folder, hf:{name}")
     from deeprep.run.record import RunDirectory  # matplotlib is slow to import
 

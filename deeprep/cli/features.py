@@ -22,12 +22,12 @@ __all__ = ["Merge", "Show", "Stats"]
 
 _MAX_LISTED = 20  # classes
 
-STATS = """Read features and labels once, in blocks, and print the statistics of their classes.
+STATS = "Read features and labels once, in blocks, and print the statistics of their classes."
 
-FEATURES (N, d) and LABELS (N,) are each a .npy file, a .safetensors file (FILE.safetensors:NAME
-where it holds several such arrays), or a directory or a quoted glob of such files, in natural
-order. The two need not be cut into files at the same rows. Memory is --batch-bytes and the K x d
-means, whatever the size of the files.
+STATS_DETAILS = """FEATURES (N, d) and LABELS (N,) are each a .npy file, a .safetensors file
+(FILE.safetensors:NAME where it holds several such arrays), or a directory or a quoted glob of such
+files, in natural order. The two need not be cut into files at the same rows. Memory is
+--batch-bytes and the K x d means, whatever the size of the files.
 
 Examples:
   deeprep stats features.npy labels.npy
@@ -35,13 +35,17 @@ Examples:
   deeprep stats l3.safetensors:x l3.safetensors:y --full --out state.safetensors"""
 
 MERGE = """Merge states into one, exactly, as if one process had seen all their samples, and print
-its statistics. They must be of the same number of classes and features.
+its statistics."""
+
+MERGE_DETAILS = """The states must be of the same number of classes and features.
 
 Example:
   deeprep merge part-1.safetensors part-2.safetensors --out whole.safetensors"""
 
-SHOW = """Print the statistics of a state: a file of `deeprep stats --out`, of `deeprep merge` or
-of ClassScatter.save.
+SHOW = "Print the statistics of a state."
+
+SHOW_DETAILS = """STATE is a file of `deeprep stats --out`, `deeprep merge`, `deeprep analyze
+--save-states` or ClassScatter.save.
 
 Example:
   deeprep show state.safetensors"""

@@ -164,7 +164,7 @@ class LayerReport:
         hidden = len(self.layers) - 1
         if hidden < _FITTED:
             found = ("no hidden layer", "one hidden layer", "two hidden layers")[hidden]
-            return f"{found}, and any line fits fewer than three points"
+            return f"{found}, and a line needs three"
         return "they are finite in fewer than three hidden layers"
 
     @property

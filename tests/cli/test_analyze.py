@@ -300,6 +300,7 @@ def test_a_run_directory_is_measured_anew_where_asked(run_directory, capsys):
         (["own_models:cnn", *DIGITS, "--weights", "x*.pt"], "weights x*.pt matches no file"),
         (["own_models:cnn", *DIGITS, "--weights", "."], "weights . is a folder, expected a file"),
         (["own_models:cnn", *DIGITS, "--device", "gpu"], "device is 'gpu', expected auto"),
+        (["own_models:cnn", *DIGITS, "--seed", "1" + 30 * "0"], "seed is 1000"),
         (["own_models:cnn", *DIGITS, "--batch-size", "0"], "batch_size is 0, expected"),
         (["own_models:cnn", *DIGITS, "--save-states"], "save_states needs out"),
         (["own_models:cnn", *DIGITS, "--out", "a/b"], "out is a/b, but there is no directory a"),
@@ -326,6 +327,14 @@ def test_an_error_is_one_line_and_nothing_is_written(
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1
     assert [p.name for p in folder.iterdir() if p.name != "__pycache__"] == ["own_models.py"]
+
+
+@pytest.mark.parametrize("text", ["5", "[]", '"settings"', "{}"])
+def test_a_folder_whose_config_is_of_something_else(folder, capsys, text):
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text(text)
+    assert main(["analyze", "other"]) == 1
+    assert capsys.readouterr().err.startswith("error: model other is no run directory")
 
 
 def test_the_place_of_an_error_in_an_own_model_is_named(folder, capsys):

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and what it leaves alone."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -188,8 +189,33 @@ def test_every_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
     assert stopped.value.code == 0
-    output = capsys.readouterr().out
-    assert f"deeprep {command[0] if command else 'stats'} " in output.partition("Example")[2]
+    flags, _, examples = capsys.readouterr().out.partition("Example")
+    assert f"deeprep {command[0] if command else 'stats'} " in examples
+    # The flags come first, right below a sentence or two.
+    about = flags.partition("-h, --help")[0]
+    assert len(about.split()) < 80
+    assert about != flags
+
+
+def test_completion_scripts_stay_whole(capsys):
+    with pytest.raises(SystemExit):
+        main(["--tyro-print-completion", "bash"])
+    assert "\nExamples:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_stdout_that_takes_nothing_is_no_traceback(files, flags):
+    command = [sys.executable, "-m", "deeprep", "stats", *map(str, files), *flags]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: stdout cannot be written: [Errno 28]")
+    assert done.stderr.count("\n") == 1
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does that has seen enough
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_module_is_the_command(files):

@@ -84,9 +84,7 @@ def test_two_points_are_no_line(hidden, why):
         assert "R^2 = 1.000" in report.summary()
         return
     assert report.compression_fit is report.discrimination_fit is None
-    assert report.summary() == (
-        f"no rate of C_l or D_l: {why}, and any line fits fewer than three points"
-    )
+    assert report.summary() == f"no rate of C_l or D_l: {why}, and a line needs three"
     assert why in str(report)
 
 
