@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 # deeprep itself, and what stands between it and its caller: a cached property, a context manager, a
-# hook or an operator that torch calls.
+# hook or an operator that torch calls, a metric of torchmetrics.
 _NOT_THE_CALLER = (
     str(Path(__file__).parents[1]) + os.sep,
     str(Path(torch.__file__).parent) + os.sep,
+    str(Path(torch.__file__).parents[1] / "torchmetrics") + os.sep,
     functools.__file__,
     contextlib.__file__,
 )

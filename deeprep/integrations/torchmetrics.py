@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from deeprep import metrics as _metrics
 from deeprep.base import validate
+from deeprep.base.warn import warn
 from deeprep.ops import on_host
 from deeprep.report.layer_metrics import choose_metrics
 from deeprep.state import ClassScatter, all_reduce_layers
@@ -212,7 +212,7 @@ class ClassScatterMetric(Metric):
             value = function(scatter)
         except validate.UndefinedStatisticError as error:
             # A batch of one class, or a loop's dry run, must not end a training.
-            warnings.warn(f"nan: {error}", UserWarning, stacklevel=2)
+            warn(f"nan: {error}")
             value = float("nan")
         return torch.as_tensor(value, dtype=torch.float64, device=self.device)
 

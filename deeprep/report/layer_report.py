@@ -16,6 +16,8 @@ from deeprep.base.console import stdout_console
 from deeprep.base.paths import atomic_path, write_text
 from deeprep.metrics import ClosestClasses
 from deeprep.report.layer_metrics import (
+    NO_SAMPLES,
+    ONE_CLASS,
     LayerMetrics,
     LayerScores,
     choose_metrics,
@@ -158,9 +160,9 @@ class LayerReport:
 
     def _why_no_fit(self) -> str:
         if self.num_samples == 0:
-            return "there is no sample, or every label is ignored"
+            return NO_SAMPLES
         if all(layer.compression is layer.discrimination is None for layer in self.layers):
-            return "they compare classes, and fewer than two have samples"
+            return ONE_CLASS
         hidden = len(self.layers) - 1
         if hidden < _FITTED:
             found = ("no hidden layer", "one hidden layer", "two hidden layers")[hidden]

@@ -103,8 +103,9 @@ def test_a_batch_with_one_class_is_nan_and_no_error():
     batches = make_batches()
     metric = ClassScatterMetric(NUM_CLASSES)
     fill(metric, batches)
-    with pytest.warns(UserWarning, match="compression needs at least two classes"):
+    with pytest.warns(UserWarning, match="compression needs at least two classes") as warned:
         values = metric(torch.randn(4, WIDTH), torch.ones(4, dtype=torch.int64))
+    assert {warning.filename for warning in warned} == {__file__}  # the line that called
     assert all(value.isnan() for value in values.values())
     assert metric.compute()["compression"].isfinite()
 
