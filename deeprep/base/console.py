@@ -11,7 +11,7 @@ UNLIMITED = 10_000  # columns: more than any table has, so that nothing is cut o
 def stdout_console() -> Console:
     """Return a console on stdout, without a limit of its width where that is no terminal.
 
-    A table that goes into a pipe or a file would else be squeezed into 80 columns.
+    Otherwise a table in a pipe or a file would be squeezed into 80 columns.
     """
     # Without emoji: a name such as nets:x: would become one.
     console = Console(emoji=False)

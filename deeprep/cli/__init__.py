@@ -1,4 +1,4 @@
-"""The command line `deeprep`: layers of models, features on disk, and states saved elsewhere.
+"""The command line `deeprep`: layers of models, features on disk, and saved states.
 
 Results go to stdout, as tables or as JSON; progress, warnings and errors to stderr.
 """

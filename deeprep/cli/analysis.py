@@ -158,7 +158,7 @@ class Analysis:
 def check_directory(path: Path | None) -> None:
     """Check, before hours of measuring, that a directory can be written and holds nothing else.
 
-    A slip of the hand would else replace the files of a run.
+    Otherwise a slip of the hand could overwrite the files of a run.
     """
     if path is None:
         return

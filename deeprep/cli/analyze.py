@@ -93,12 +93,12 @@ class Analyze:
     torch.compile), or globs of them, in natural order; of a Hugging Face model also its folders.
     Several make a series of checkpoints."""
     remeasure: _Flag = False
-    """Measure checkpoint.pt of a run directory anew, as other flags about measuring do too."""
+    """Measure checkpoint.pt of a run directory again, as any other flag about measuring does."""
 
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Where the files of a data set are; searched before the standard places."""
     download: bool = True
-    """Download a data set whose files are nowhere on disk."""
+    """Download a data set that is not on disk."""
     classes: Annotated[
         tuple[int, ...] | None, arg(metavar="K|LABEL...", help_behavior_hint="(default: all)")
     ] = None
@@ -115,7 +115,7 @@ class Analyze:
         int | None,
         arg(metavar="TOKENS", help_behavior_hint="(default: what the model takes, 512 at most)"),
     ] = None
-    """Where sentences are cut off."""
+    """Cut sentences off after so many tokens."""
 
     layers: Annotated[
         UseAppendAction[tuple[str, ...]],
@@ -161,7 +161,7 @@ class Analyze:
         Literal["float32", "float64", "bfloat16"] | None,
         arg(metavar="float32|float64|bfloat16", help_behavior_hint=_AS_IN_A_RUN.format("float32")),
     ] = None
-    """Of weights and data; bfloat16 is autocast, with float32 weights."""
+    """Type of weights and data; bfloat16 is autocast, with float32 weights."""
     seed: int = 0
     """Fixes random weights and the samples that are drawn."""
     json: Json = False
@@ -172,7 +172,7 @@ class Analyze:
     """Also write the sums of every layer to --out, for `deeprep show` and `deeprep merge`."""
 
     def run(self) -> Result:
-        """Do it."""
+        """Measure, or show what a run has measured."""
         check_directory(self.out)
         check_positive("batch_size", self.batch_size)
         require("seed", self.seed, -(2**63) <= self.seed < 2**64, "-2^63 <= seed < 2^64")

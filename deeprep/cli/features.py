@@ -73,7 +73,7 @@ class Stats:
     """Bytes of features taken in at once."""
 
     def run(self) -> Result:
-        """Do it."""
+        """Read, write the state if asked to, and return its statistics."""
         _check_target(self.out)
         with progress_bar("row") as progress:
             scatter = class_scatter_of_files(
@@ -104,7 +104,7 @@ class Merge:
     """Print JSON instead of a table."""
 
     def run(self) -> Result:
-        """Do it."""
+        """Merge, write, and return the statistics of the whole."""
         _check_target(self.out)
         given: set[Path] = set()
         for path in (*self.states, self.out):
@@ -136,14 +136,14 @@ class Show:
     """Print JSON instead of a table."""
 
     def run(self) -> Result:
-        """Do it."""
+        """Load the state and return its statistics."""
         return _result(ClassScatter.load(self.state), str(self.state))
 
 
 def _check_target(path: Path | None) -> None:
     """Check, before hours of reading, that a file can be written and destroys nothing but a state.
 
-    A slip of the hand would else replace the features.
+    Otherwise a slip of the hand could overwrite the features.
     """
     if path is None:
         return

@@ -62,15 +62,15 @@ class LayerMetricsCallback(Callback):
     layers, reduce, full, ignore_index
         See `deeprep.LayerProbe`.
     on
-        "validation", or "train": there the weights change from batch to batch and dropout is on, so
-        that the statistics are of an epoch, not of one model.
+        "validation" or "train". In training the weights change from batch to batch and dropout is
+        on, so the statistics describe an epoch, not one model.
     every_n_epochs
         Measure the epochs 0, n, 2n, ...
     max_batches
-        Measure no more batches of an epoch than that, in each process.
+        Batches of an epoch to measure at most, in each process.
     loader
         (inputs, labels) batches to measure at the end of each epoch of `on` instead, in eval mode;
-        each process takes its share of them, so they should be the same in all.
+        each process takes its share of them, so all processes need the same batches.
     module
         Name of the submodule to measure, such as "model"; default: the only child that has
         parameters or, where there are several, the LightningModule itself. It must be called as a
@@ -89,7 +89,7 @@ class LayerMetricsCallback(Callback):
     Attributes
     ----------
     options
-        The `ReportOptions` that hold.
+        The `ReportOptions` in use.
     reports
         Dict of epoch -> LayerReport; goes into checkpoints and comes back from them.
 

@@ -15,7 +15,7 @@ from torch.utils import data
 
 from deeprep.probe.reduce import tensors_in
 
-# What torch says where the types of inputs and weights do not go together.
+# What torch says where inputs and weights have different types.
 _ABOUT_TYPES = re.compile(r"same dtype|should be the same|scalar type|must be Tensor")
 
 Progress = bool | Callable[[int, int | None], None]
@@ -25,8 +25,8 @@ Progress = bool | Callable[[int, int | None], None]
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients; every module's training flag and the RNGs are restored.
 
-    Flags are set one by one: what an overridden `train` or `eval` does besides (merging adapters,
-    say) could not be undone.
+    Flags are set one by one: an overridden `train` or `eval` may do more, such as merging adapters,
+    which could not be undone.
     """
     was_training = [(module, module.training) for module in model.modules()]
     # A GPU that was never used has no state to keep, and asking for it would initialise it.
@@ -42,7 +42,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def weights_device(model: nn.Module) -> torch.device | None:
-    """Device of the first parameter or buffer that is anywhere; None where there is none."""
+    """Device of the first parameter or buffer that is not a meta tensor; None without one."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
 
@@ -52,7 +52,7 @@ def to_device(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, Tensor):
         if device is None:
             return value
-        # Copies to the host that do not wait would be read before they are there.
+        # A copy to the host that does not block could be read before it has arrived.
         return value.to(device, non_blocking=device.type == "cuda")
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}

@@ -42,7 +42,7 @@ class LayerProbe:
     """One ClassScatter per layer, filled while the model runs.
 
     `run` takes in a loader in one pass, `score` what a second pass over it tells, and `report` says
-    what was found. In a loop of one's own the probe is a context manager: `probe(inputs, labels)`
+    what was found. In your own loop the probe is a context manager: `probe(inputs, labels)`
     runs the model on a batch, `probe.batch(labels)` watches it run.
 
     Layers appear in the order in which they run; a module that runs again within one forward is
@@ -52,7 +52,7 @@ class LayerProbe:
 
     On leaving the context every hook is removed, whatever happened inside. A batch that fails in a
     layer (a width or a mask that does not fit) has been taken in by the layers that ran before it;
-    labels are checked before the model runs, but those on a GPU, see `ClassScatter`.
+    labels are checked before the model runs, except those on a GPU: see `ClassScatter`.
 
     Parameters
     ----------
@@ -79,8 +79,9 @@ class LayerProbe:
           or are (N, T), (N, H, W), those of positions to skip being `ignore_index`;
         - a function (N, ...) -> (N, d).
 
-        Outputs (N, d) pass the named ones unchanged. Layer 0 follows a mapping, "tokens", and where
-        it is a sequence of embeddings any of them; an image or a vector is otherwise flattened.
+        The named ones leave outputs (N, d) as they are. Layer 0 is flattened where it is an image
+        or a vector, unless `reduce` is "tokens" or a mapping; a sequence of embeddings is reduced
+        like any other layer.
     full
         Also accumulate d x d scatters, for NC1, ranks and the least-squares probe; "auto" does so
         for d <= 2048.
@@ -116,7 +117,7 @@ class LayerProbe:
     >>> report.layers[1].compression > 0, report.layers[1].ncc_accuracy > 0.5
     (True, True)
 
-    In a loop of one's own, such as one that trains:
+    In your own loop, such as one that trains:
 
     >>> with deeprep.LayerProbe(model, num_classes=2) as probe:
     ...     for inputs, labels in loader:

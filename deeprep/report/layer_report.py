@@ -96,7 +96,8 @@ class LayerReport:
         Raises
         ------
         ValueError, TypeError
-            For no layer, names of classes that are not K, and unknown or impossible metrics.
+            Without a layer, for other than K names of classes, and for metrics that are unknown or
+            need ``full=True``.
         """
         if not scatters:
             raise ValueError("scatters is empty, expected at least one layer")
@@ -202,7 +203,7 @@ class LayerReport:
         Raises
         ------
         ValueError
-            For a layer that there is not, or a negative count.
+            For a layer that does not exist, or a negative count.
         """
         if not -len(self.layers) <= layer < len(self.layers):
             raise ValueError(f"layer is {layer}, expected one of {len(self.layers)} layers")
@@ -213,7 +214,7 @@ class LayerReport:
             for first, second, cosine in (self.layers[layer].closest_pairs or ())[:count]
         ]
 
-    # ---------------------------------------------------------------- to be looked at
+    # ---------------------------------------------------------------- looking at it
 
     def _content(self) -> Content:
         return Content(self.layers, self.class_names, self.caption)
@@ -277,13 +278,13 @@ class LayerReport:
         Raises
         ------
         ValueError, FileNotFoundError
-            For a suffix that is no format and a directory that there is not, before it is drawn.
+            For an unknown format or a missing directory, before anything is drawn.
         """
         from deeprep import plots
 
         return plots.plot_report(self, path)
 
-    # ---------------------------------------------------------------- out and in
+    # ---------------------------------------------------------------- writing and reading
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""

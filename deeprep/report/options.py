@@ -29,7 +29,7 @@ class ReportOptions:
     metrics
         Names of `LayerMetrics` to have besides compression and discrimination. "auto" is all that
         the states allow: nc1 and the ranks need ``full=True``; what visits all pairs of classes
-        anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a word in the report's
+        anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a note in the report's
         `warnings`, where K^2 d is above 2e10.
     class_names
         (K,) names to show in place of numbers.
@@ -37,7 +37,7 @@ class ReportOptions:
     Raises
     ------
     ValueError, TypeError
-        For a weighting or a metric that there is not, and for names that are no strings.
+        For an unknown weighting or metric, and for names that are not strings.
 
     Examples
     --------
