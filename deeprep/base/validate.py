@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABEL_DTYPES = (torch.int64, torch.int32)
+_DENSE = torch.strided
 MAX_CLASSES = 2**31 - 1  # the core numbers classes by 32 bits
 
 _UNASKED_STATE_BYTES = 2**30  # of a state whose number of classes was inferred
@@ -201,7 +202,9 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
     num_classes
         K, where known, to check one-hot rows against.
     """
-    rows_reversed = is_reversed(features) and features.strides[0] < 0
+    rows_reversed = False
+    if isinstance(features, np.ndarray):
+        rows_reversed = is_reversed(features) and features.strides[0] < 0
     features = as_tensor("features", features[::-1] if rows_reversed else features)
     if isinstance(labels, np.ndarray) and min(labels.strides, default=0) < 0:
         labels = labels.copy()
@@ -215,11 +218,13 @@ def to_tensors(features: Any, labels: Any, num_classes: int | None = None) -> tu
 
 def check_batch(features: Tensor, labels: Tensor) -> None:
     """Check layouts, shapes, dtypes and devices of features (N, d) and labels (N,)."""
-    for name, tensor in (("features", features), ("labels", labels)):
-        if tensor.layout != torch.strided:
-            raise TypeError(
-                f"{name} is a {tensor.layout} tensor, expected a dense one: {name}.to_dense()"
-            )
+    # One condition where all is well: a tenth of a small update is spent in here.
+    if features.layout is not _DENSE or labels.layout is not _DENSE:
+        for name, tensor in (("features", features), ("labels", labels)):
+            if tensor.layout is not _DENSE:
+                raise TypeError(
+                    f"{name} is a {tensor.layout} tensor, expected a dense one: {name}.to_dense()"
+                )
     if features.ndim != 2:
         raise ValueError(f"features has shape {tuple(features.shape)}, expected (N, d)")
     if features.dtype not in FEATURE_DTYPES:

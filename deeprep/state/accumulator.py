@@ -45,11 +45,12 @@ class Accumulator(Statistics):
         RuntimeError
             Where an `all_reduce` that did not come to an end left the state half changed.
         """
-        if validate.is_reversed(features):
+        if not isinstance(features, Tensor) and validate.is_reversed(features):
             self._update_from_the_end(features, labels)
             return
         features, labels = validate.to_tensors(features, labels, self.num_classes)
-        self._require_whole()
+        if self._change is not None:
+            self._require_whole()
         if self._bad_label is not None and ops.on_host(features):
             self._stream(features, labels)
         else:
@@ -114,7 +115,7 @@ class Accumulator(Statistics):
             try:
                 self._update(self._moments, features, labels, then)
             finally:
-                self._derived = self._nothing_derived()
+                self._derived = {} if self._keeps_derived else None
             return
         batch = Moments.zeros(self.num_classes, self.num_features, self.device)
         self._update(batch, features, labels)
