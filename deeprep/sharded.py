@@ -49,7 +49,7 @@ def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScat
         In every process, where there are fewer classes than processes, states differ in shape or
         are full, or the state of any holds an error.
     RankLostError
-        Where a process does not come within the timeout of the group, or dies.
+        Where a process dies or does not answer within the timeout of the group.
 
     Examples
     --------

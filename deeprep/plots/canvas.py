@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -98,6 +99,18 @@ def scale_colors(count: int) -> list[tuple[float, float, float, float]]:
     """Return that many colours from dark to bright, all to be seen on white."""
     steps = [_BRIGHTEST * index / max(1, count - 1) for index in range(count)]
     return [colormaps["plasma"](step) for step in steps]
+
+
+def legend_beside(figure: Figure, lines: Sequence[Any], names: Sequence[str], most: int) -> None:
+    """List at most `most` lines, evenly chosen, at the right of a figure."""
+    shown = evenly(len(lines), most)
+    figure.legend(
+        [lines[index] for index in shown],
+        [names[index] for index in shown],
+        loc="outside right center",
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def index_axis(axis: Axis) -> None:

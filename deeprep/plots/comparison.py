@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from deeprep.plots.canvas import (
     check_path,
-    evenly,
     index_axis,
     layer_axis,
+    legend_beside,
     new_figure,
     save,
     scale_colors,
@@ -91,14 +91,8 @@ def compare(
             index_axis(axes.xaxis)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     # Of a scale of colours some tell the others; of unordered ones every name is needed.
-    shown = evenly(len(labels), _LEGEND_ENTRIES if numbers is not None else len(labels))
-    figure.legend(
-        [handles[i] for i in shown],
-        [labels[i] for i in shown],
-        loc="outside right center",
-        frameon=False,
-        fontsize="small",
-    )
+    most = _LEGEND_ENTRIES if numbers is not None else len(labels)
+    legend_beside(figure, handles, labels, most)
     return save(figure, path)
 
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from deeprep.plots.canvas import (
     check_path,
-    evenly,
+    legend_beside,
     log_axis,
     new_figure,
     save,
@@ -104,12 +104,11 @@ def plot_evolution(reports: Sequence[tuple[int, Rows]], path: str | Path | None 
         if panel.is_log:
             log_axis(axes, [value for values in curves for value in values.values()])
         axes.grid(alpha=0.25)
-    shown = [sorted(lines)[i] for i in evenly(len(lines), _LEGEND_ENTRIES)]
-    figure.legend(
-        [lines[index] for index in shown],
-        [shorten_layer(names[index], 24) for index in shown],
-        loc="outside right center",
-        frameon=False,
-        fontsize="small",
+    drawn = sorted(lines)
+    legend_beside(
+        figure,
+        [lines[index] for index in drawn],
+        [shorten_layer(names[index], 24) for index in drawn],
+        _LEGEND_ENTRIES,
     )
     return save(figure, path)

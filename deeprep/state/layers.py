@@ -40,7 +40,7 @@ def all_reduce_layers(
         ranks, where the state of any holds an error, or where the group cannot move tensors of
         their device; all are untouched.
     RankLostError
-        Where a process does not come within the timeout of the group, or dies. States are
+        Where a process dies or does not answer within the timeout of the group. States are
         untouched if it never came; else whatever reads them raises a RuntimeError, until `reset`
         or `load_state_dict`. The same holds after Ctrl-C.
 

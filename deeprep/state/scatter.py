@@ -105,7 +105,7 @@ class ClassScatter(Accumulator):
             In every process, where K, d, `full` or ignore_index differ between ranks or the state
             of any holds an error; all are untouched.
         RankLostError
-            Where a process does not come within the timeout of the group, or dies. The state is
+            Where a process dies or does not answer within the timeout of the group. The state is
             untouched if it never came; else whatever reads it raises a RuntimeError, until `reset`
             or `load_state_dict`. The same holds after Ctrl-C.
         """

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from deeprep.base.paths import atomic_path
 from deeprep.plots.canvas import (
-    evenly,
     index_axis,
+    legend_beside,
     log_axis,
     new_figure,
     save,
@@ -171,14 +171,7 @@ def figure(points: Sequence[Point], path: Path) -> Figure:
         axes.grid(alpha=0.25)
         index_axis(axes.xaxis)
     handles, labels = left.get_legend_handles_labels()
-    entries = evenly(len(labels), _LEGEND_ENTRIES)
-    canvas.legend(
-        [handles[entry] for entry in entries],
-        [labels[entry] for entry in entries],
-        loc="outside right center",
-        frameon=False,
-        fontsize="small",
-    )
+    legend_beside(canvas, handles, labels, _LEGEND_ENTRIES)
     return save(canvas, path)
 
 
