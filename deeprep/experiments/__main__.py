@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from deeprep.base.console import print_error
+from deeprep.base.console import print_error, stdout_console
 from deeprep.experiments import EXPERIMENTS, load_experiment, report
 from deeprep.experiments.collection import forget_failure, note_failure
 from deeprep.experiments.experiment import Options
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return report.main(arguments[1:])
     prog = "python -m deeprep.experiments"
     command = tyro.cli(_CommandLine, prog=prog, description=_ABOUT, args=arguments)
-    console = Console()
+    console = stdout_console()
 
     if not command.names:
         console.print(_list())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import glob
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deeprep.base import validate
+from deeprep.base import strict_json, validate
 from deeprep.base.paths import natural_order
 from deeprep.files import mapped_rows
 from deeprep.files.mapped_rows import Piece, Span
@@ -290,7 +289,7 @@ def _open_safetensors(argument: str, path: Path, tensor: str | None, num_axes: i
         ) from error
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_bytes))
+        header = strict_json.parse(file.read(header_bytes), path)
     header.pop("__metadata__", None)
     shapes = {name: tuple(each["shape"]) for name, each in header.items()}
     fitting = [name for name, shape in shapes.items() if len(shape) == num_axes]
