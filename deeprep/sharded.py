@@ -11,13 +11,15 @@ from torch import Tensor, distributed
 
 from deeprep.base.ranks import Ranks
 from deeprep.metrics import class_means, undefined
-from deeprep.metrics.collapse import compression_of_traces
+from deeprep.metrics.collapse import compression_of_corrected_traces, compression_of_traces
 from deeprep.metrics.cosines import largest_cosines
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.collectives import merged_share
 from deeprep.state.statistics import (
     average_of_means,
     class_weights,
+    inflation_of_means,
+    require_no_single,
     require_samples,
     scatter_of_means,
 )
@@ -131,41 +133,54 @@ class ShardedClassScatter:
     def _place(self) -> torch.device:
         return self._ranks.transport(self.share.device.type)
 
-    def trace_between(self, weighting: Weighting = "uniform") -> float:
+    def trace_between(self, weighting: Weighting = "uniform", corrected: bool = False) -> float:
         """Tr Sigma_B = sum_k w_k |mu_k - mu_G|^2, as `ClassScatter.trace_between`.
 
         Raises
         ------
+        UndefinedStatisticError
+            If ``corrected``, where a class has a single sample.
         ValueError
             For another weighting.
         """
         counts = self.share.counts[self._present]
         weights = class_weights(weighting, counts, sum(self._sizes), self.num_samples)
         part = scatter_of_means(self.share.means, self.global_mean, self._present, weights)
-        parts: list[float] = self._ranks.gather(part)
-        return sum(parts)
+        if corrected:
+            traces = self._covariance_traces()
+            part -= inflation_of_means(weights, counts, self.num_samples, traces)
+        return self._sum(part)
 
-    def compression(self, weighting: Weighting = "uniform") -> float:
+    def compression(self, weighting: Weighting = "uniform", corrected: bool = False) -> float:
         """C = Tr Sigma_W / Tr Sigma_B, as `deeprep.compression`.
 
         Raises
         ------
         UndefinedStatisticError
-            Below two classes with samples.
+            Below two classes with samples; and, if ``corrected``, where a class has a single one.
         ValueError
             For another weighting.
         """
         self._require_two_classes("compression")
-        between = self.trace_between(weighting)
+        between = self.trace_between(weighting, corrected)
         if not self._is_finite("compression"):
             return float("nan")
-        return compression_of_traces(self.trace_within, between, self._rounding)
+        if not corrected:
+            return compression_of_traces(self.trace_within, between, self._rounding)
+        shares = self.share.counts[self._present].double() / self.num_samples
+        within = self._sum(float(shares @ self._covariance_traces()))
+        return compression_of_corrected_traces(within, between, self._rounding)
 
-    def discrimination(self) -> float:
+    def discrimination(self, *, centered: bool = False) -> float:
         """D = 1 - max_{k != k'} cos(mu_k, mu_k'), as `deeprep.discrimination`.
 
         Each process sends its directions to the others, tile by tile. That takes a copy of the
         share, 64 MiB and K^2 d / R multiplications in each.
+
+        Parameters
+        ----------
+        centered
+            Take the means less the global mean.
 
         Raises
         ------
@@ -175,12 +190,16 @@ class ShardedClassScatter:
         self._require_two_classes("discrimination")
         if not self._is_finite("discrimination"):
             return float("nan")
-        unit = self.share.means[self._present]
+        share, present = self.share, self._present
+        unit = (
+            class_means.means_around(share, present, self.global_mean, self._rounding)
+            if centered
+            else share.means[present]
+        )
         norms = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-        own_zero = self._present[norms.squeeze(1) == 0].tolist()
-        zero = list(itertools.chain.from_iterable(self._ranks.gather(self._numbers(own_zero))))
+        zero = self._everywhere(present[norms.squeeze(1) == 0].tolist())
         if zero:
-            undefined.warn_zero_means("discrimination", zero)
+            undefined.warn_zero_means("discrimination", zero, centered=centered)
             return float("nan")
         unit /= norms
         largest = largest_cosines(unit, 1)[2].tolist()
@@ -207,6 +226,21 @@ class ShardedClassScatter:
             with self._ranks.watch():
                 distributed.broadcast(block, group=self._ranks.group, group_src=owner)
             yield block.to(rows.device)
+
+    def _covariance_traces(self) -> Tensor:
+        """tau_k (P,) of this share's classes; raises in every process where a class has none."""
+        counts = self.share.counts[self._present]
+        require_no_single(self._everywhere(self._present[counts == 1].tolist()))
+        return self.share.covariance_traces(self._present)
+
+    def _sum(self, part: float) -> float:
+        """Return the sum of the parts of all processes."""
+        parts: list[float] = self._ranks.gather(part)
+        return sum(parts)
+
+    def _everywhere(self, classes: list[int]) -> list[int]:
+        """Return the numbers, among all K, of such classes of all processes."""
+        return list(itertools.chain.from_iterable(self._ranks.gather(self._numbers(classes))))
 
     def _numbers(self, classes: list[int]) -> list[int]:
         """Return the numbers, among all K, of classes of the share."""

@@ -41,11 +41,19 @@ def check_shards(rank, size):
         assert sharded.num_samples == 500
         assert float((sharded.global_mean - whole.global_mean).abs().max()) <= 1e-14
         assert discrimination == pytest.approx(deeprep.discrimination(whole), rel=1e-12)
+        assert sharded.discrimination(centered=True) == pytest.approx(
+            deeprep.discrimination(whole, centered=True), rel=1e-12
+        )
         assert sharded.trace_within == pytest.approx(whole.trace_within, rel=1e-12)
         for weighting in ("uniform", "prior"):
             for found, wanted in (
                 (sharded.trace_between(weighting), whole.trace_between(weighting)),
                 (sharded.compression(weighting), deeprep.compression(whole, weighting)),
+                (sharded.trace_between(weighting, True), whole.trace_between(weighting, True)),
+                (
+                    sharded.compression(weighting, corrected=True),
+                    deeprep.compression(whole, weighting, corrected=True),
+                ),
             ):
                 assert found == pytest.approx(wanted, rel=1e-12)
         assert len(set(sharded._ranks.gather((discrimination, sharded.compression())))) == 1
@@ -79,6 +87,14 @@ def check_shards_that_are_not_ordinary(rank, size):
     assert sharded.num_samples == size
     with pytest.raises(deeprep.UndefinedStatisticError, match=f"two classes .* 1 of {size}"):
         sharded.compression()
+    single = ClassScatter(size, 2)
+    single.update(torch.eye(2), torch.tensor([0, 0]))
+    if rank == 0:
+        single.update(torch.ones(1, 2), torch.tensor([1]))
+    sharded_single = reduce_scatter(single)
+    # In every process, though one alone holds the class.
+    with pytest.raises(deeprep.UndefinedStatisticError, match=r"found one in 1 class \(1\)"):
+        sharded_single.trace_between(corrected=True)
     with pytest.raises(ValueError, match="weighting is 'classes', expected 'uniform' or 'prior'"):
         sharded.trace_between("classes")
     with pytest.raises(

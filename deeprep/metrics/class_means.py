@@ -43,14 +43,24 @@ def above_rounding(between: float, rounding: float) -> float:
 
 def centered_means(s: ClassScatter, present: Tensor) -> Tensor:
     """Return mu_k - mu_G (P, d) in new memory; exactly zero where only rounding is left."""
-    centered = present_means(s, present) - s.global_mean
-    return centered.masked_fill_((centered_norms(s, present) == 0.0).unsqueeze(1), 0.0)
+    return means_around(s, present, s.global_mean, rounding_of_means(s))
+
+
+def means_around(s: ClassScatter, present: Tensor, center: Tensor, rounding: float) -> Tensor:
+    """Return mu_k - center (P, d) in new memory; exactly zero where it is not above rounding."""
+    no_length = norms_around(s, present, center, rounding) == 0.0
+    return (present_means(s, present) - center).masked_fill_(no_length.unsqueeze(1), 0.0)
 
 
 def centered_norms(s: ClassScatter, present: Tensor) -> Tensor:
     """Return |mu_k - mu_G| (P,); exactly zero where only rounding is left."""
-    norms = ops.squared_distances(s.means, s.global_mean).sqrt_()[present]
-    return norms.masked_fill_(norms <= rounding_of_means(s), 0.0)
+    return norms_around(s, present, s.global_mean, rounding_of_means(s))
+
+
+def norms_around(s: ClassScatter, present: Tensor, center: Tensor, rounding: float) -> Tensor:
+    """Return |mu_k - center| (P,); exactly zero where it is not above rounding."""
+    norms = ops.squared_distances(s.means, center).sqrt_()[present]
+    return norms.masked_fill_(norms <= rounding, 0.0)
 
 
 def present_means(s: ClassScatter, present: Tensor) -> Tensor:

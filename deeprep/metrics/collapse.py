@@ -59,18 +59,23 @@ def compression(
         return compression_of_traces(s.trace_within, between, rounding)
     shares = s.counts[present].double() / s.num_samples
     within = float(shares @ s.covariance_traces(present))
-    # A difference of two traces: what is left has the rounding of both.
-    between = class_means.above_rounding(between, rounding)
-    if between <= 16.0 * class_means.EPS * within:
-        between = 0.0
-    reason = "the corrected Tr Sigma_B is not above zero: the class means may coincide"
-    return undefined.ratio(within, between, "compression", reason)
+    return compression_of_corrected_traces(within, between, rounding)
 
 
 def compression_of_traces(within: float, between: float, rounding: float) -> float:
     """C of the two traces; where only the `rounding_of_means` is left of Tr Sigma_B, it is zero."""
     between = class_means.above_rounding(between, rounding)
     return undefined.ratio(within, between, "compression")
+
+
+def compression_of_corrected_traces(within: float, between: float, rounding: float) -> float:
+    """C of two traces that are corrected for finite samples."""
+    # A difference of two traces: what is left has the rounding of both.
+    between = class_means.above_rounding(between, rounding)
+    if between <= 16.0 * class_means.EPS * within:
+        between = 0.0
+    reason = "the corrected Tr Sigma_B is not above zero: the class means may coincide"
+    return undefined.ratio(within, between, "compression", reason)
 
 
 def nc1(s: ClassScatter) -> float:

@@ -65,6 +65,25 @@ def scatter_of_means(means: Tensor, global_mean: Tensor, present: Tensor, weight
     return float(weights @ ops.squared_distances(means, global_mean)[present])
 
 
+def inflation_of_means(
+    weights: Tensor, counts: Tensor, samples: int, covariance_traces: Tensor
+) -> float:
+    """What finite samples add to `scatter_of_means`, of N `samples` in all; tensors are (P,)."""
+    shares = counts.double() / samples
+    # (w_k - 2 w_k s_k + s_k^2) tau_k / n_k with s_k = n_k / N, see `ClassScatter.trace_between`.
+    inflation = (weights - 2.0 * weights * shares + shares.square()) / counts
+    return float(inflation @ covariance_traces)
+
+
+def require_no_single(single: list[int]) -> None:
+    """Raise where there are classes with a single sample, which have no covariance."""
+    if single:
+        raise UndefinedStatisticError(
+            "the small-sample correction needs at least two samples in each class that has any, "
+            f"found one in {name_classes(single)}"
+        )
+
+
 class Change:
     """A change of one or more states, made in several steps; `call` is what errors call it.
 
@@ -303,11 +322,8 @@ class Statistics:
         between = scatter_of_means(self.means, self.global_mean, present, weights)
         if not corrected:
             return between
-        counts, traces = self.counts[present].double(), self.covariance_traces(present)
-        shares = counts / counts.sum()
-        # (w_k - 2 w_k s_k + s_k^2) tau_k / n_k with s_k = n_k / N is the sum above, term by term.
-        inflation = (weights - 2.0 * weights * shares + shares.square()) / counts
-        return between - float(inflation @ traces)
+        counts, traces = self.counts[present], self.covariance_traces(present)
+        return between - inflation_of_means(weights, counts, self.num_samples, traces)
 
     def covariance_traces(self, present: Tensor) -> Tensor:
         """tau_k = sumsq_k / (n_k - 1) of the classes `present` (P,): traces of covariances.
@@ -318,12 +334,7 @@ class Statistics:
             Where one of them has a single sample.
         """
         counts = self.counts[present]
-        single = present[counts == 1].tolist()
-        if single:
-            raise UndefinedStatisticError(
-                "the small-sample correction needs at least two samples in each class that has "
-                f"any, found one in {name_classes(single)}"
-            )
+        require_no_single(present[counts == 1].tolist())
         return self.sumsq[present] / (counts - 1)
 
     def class_weights(self, weighting: Weighting, present: Tensor) -> Tensor:
