@@ -312,9 +312,10 @@ def stray_label(row: int, label: int, num_features: int, whose: str = "") -> str
     """Say which label, `labels[row]` of `whose`, cannot be what num_classes is inferred from."""
     gigabytes = _state_bytes(label + 1, num_features) / 2**30
     return (
-        f"labels[{row}]{whose} is {label}, expected the largest class, as num_classes is None; "
+        f"labels[{row}]{whose} is {label}, expected one that num_classes can be inferred from: "
         f"{label + 1} classes of {num_features} features would take {gigabytes:,.1f} GiB, and "
-        f"fewer than one in ten has a sample: if it is a class, pass num_classes={label + 1}"
+        f"fewer than one in ten of them has a sample; if it is a class, pass "
+        f"num_classes={label + 1}"
     )
 
 

@@ -317,8 +317,8 @@ def test_a_stray_label_is_named_before_it_takes_gigabytes(tmp_path, monkeypatch,
         write(tmp_path / f"y-{i}.npy", part)
     monkeypatch.setattr(files, "ClassScatter", None)
     message = (
-        rf"labels\[30\] of .*y-1.npy is {stray}, expected the largest class, as num_classes is "
-        rf"None; {stray + 1} classes of 7 features would take {size}, .* pass num_classes"
+        rf"labels\[30\] of .*y-1.npy is {stray}, expected one that num_classes can be "
+        rf"inferred from: {stray + 1} classes of 7 features would take {size}, .* pass num_classes"
     )
     with pytest.raises(ValueError, match=message):
         class_scatter_of_files(x, f"{tmp_path}/y-*.npy", batch_bytes=64)
@@ -334,7 +334,7 @@ def test_many_classes_are_inferred_where_they_have_samples(tmp_path, monkeypatch
     assert s.num_classes == 491  # 50 of which have samples
     labels[1:50:2] = 490
     y = write(tmp_path / "z.npy", labels)
-    with pytest.raises(ValueError, match=r"labels\[1\] of .*z.npy is 490, expected the largest"):
+    with pytest.raises(ValueError, match=r"labels\[1\] of .*z.npy is 490, expected one that"):
         class_scatter_of_files(x, y, batch_bytes=64)
     assert class_scatter_of_files(x, y, 491).num_classes == 491
 

@@ -17,14 +17,14 @@ def test_a_stray_label_is_named_before_it_takes_gigabytes(monkeypatch):
     features, labels = torch.randn(1000, 16), torch.arange(1000) % 10
     labels[[7, 8]] = torch.tensor([20_000_000, -100])
     message = (
-        "labels[7] is 20000000, expected the largest class, as num_classes is None; 20000001 "
-        "classes of 16 features would take 2.7 GiB, and fewer than one in ten has a sample: if it "
-        "is a class, pass num_classes=20000001"
+        "labels[7] is 20000000, expected one that num_classes can be inferred from: 20000001 "
+        "classes of 16 features would take 2.7 GiB, and fewer than one in ten of them has a "
+        "sample; if it is a class, pass num_classes=20000001"
     )
     monkeypatch.setattr("deeprep.state.scatter.ClassScatter", None)  # not even begun
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         class_scatter(features, labels)
-    with pytest.raises(ValueError, match=r"^labels\[3\] is 9223372036854775807, expected the la"):
+    with pytest.raises(ValueError, match=r"^labels\[3\] is 9223372036854775807, expected one that"):
         class_scatter(features, torch.where(torch.arange(1000) == 3, 2**63 - 1, labels))
 
 
@@ -57,7 +57,7 @@ def test_without_a_label_there_is_nothing_to_infer_from():
 def test_num_classes_that_are_given_are_taken(monkeypatch):
     monkeypatch.setattr(validate, "_UNASKED_STATE_BYTES", 0)
     labels = torch.tensor([0, 999])
-    with pytest.raises(ValueError, match=r"labels\[1\] is 999, expected the largest class"):
+    with pytest.raises(ValueError, match=r"labels\[1\] is 999, expected one that num_classes"):
         class_scatter(torch.ones(2, 3), labels)
     assert class_scatter(torch.ones(2, 3), labels, 1000).num_classes == 1000
     one_hot = torch.nn.functional.one_hot(labels)
