@@ -33,7 +33,18 @@ def indivisibly(*steps: Step) -> None:
     >>> numbers
     [1, 2, 3]
     """
-    # Neither torch.set_default_device, which puts a Python function before every call of torch, nor
-    # a warning of NumPy's may run Python code between the steps.
-    with torch._C.DisableTorchFunction(), np.errstate(all="ignore"):
-        deque(map(partial.__call__, steps), maxlen=0)
+    # torch.set_default_device puts a Python function before every call of torch. It is passed over
+    # by calls like any other: leaving a `with` early enough would leave it out for good.
+    guard = torch._C.DisableTorchFunction()
+    enter, leave = partial(guard.__enter__), partial(guard.__exit__, None, None, None)
+    _call(enter, leave)  # now it knows what to go back to
+    # Nor may a warning of NumPy's run Python code between the steps.
+    with np.errstate(all="ignore"):
+        try:
+            _call(enter, *steps, leave)
+        finally:
+            leave()  # if a step failed; a second time it changes nothing
+
+
+def _call(*steps: Step) -> None:
+    deque(map(partial.__call__, steps), maxlen=0)

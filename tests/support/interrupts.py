@@ -10,6 +10,8 @@ import gc
 import sys
 from pathlib import Path
 
+import torch
+
 import deeprep
 
 OURS = str(Path(deeprep.__file__).parent)  # where deeprep's own bytecodes come from
@@ -78,6 +80,7 @@ def check_every_bytecode(make, call, files="", stride=1):
         for s in states:
             _ = s.num_samples  # derived, and so kept
         interrupt_after(events, lambda states=states: call(*states), files)
+        assert torch._C._is_torch_function_enabled(), f"after {events} of {num_events} bytecodes"
         try:
             for s in states:
                 s._require_intact()
