@@ -11,7 +11,6 @@ amount of work whose superfluous part adds zero.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import functools
 import math
@@ -36,11 +35,12 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 4096
 _BLOCK_ENTRIES = 2**24  # 64 MiB of float32
 
-# Up to a trace of S, the exponent of the power of two by which rows are scaled for their products
-# in float32. A product is no larger than the trace, a trace of N d squares of like size 2^-40 of
-# it: between 2^-50 and 2^100 none is lost. The largest power of two in float32 is 2^127.
-_EXPONENTS = {2.0**-200: 126, 2.0**-50: 75, 2.0**100: 0, 2.0**250: -75, 2.0**400: -110}
-_EXPONENT_OF_NO_NUMBER = 0  # for traces that are infinite or NaN
+# Rows are scaled for their products in float32 where the trace of S is below 2^-50, to a trace of
+# 2^100, and where it is above 2^126, to no less than that: no sum of products is larger than the
+# trace, and 2^127 is the largest power of two in float32. Scaling down further than needed would
+# lose what is small beside the trace; squares of like size are some 2^-40 of it.
+_LEAST_POWER, _MOST_POWER, _RAISED_POWER = -50, 126, 100
+_LARGEST_EXPONENT = 126  # of a scale, up or down
 
 
 def product_steps(
@@ -88,9 +88,12 @@ def product_steps(
 
 
 def _exponent(trace: float) -> int:
-    if not math.isfinite(trace):
-        return _EXPONENT_OF_NO_NUMBER
-    return list(_EXPONENTS.values())[bisect.bisect_left(list(_EXPONENTS), trace)]
+    """Return that of the power of two by which rows are scaled; 0 also for inf and NaN."""
+    power = math.frexp(trace)[1] if math.isfinite(trace) else 0
+    if _LEAST_POWER <= power <= _MOST_POWER:
+        return 0
+    aim = _MOST_POWER if power > _MOST_POWER else _RAISED_POWER
+    return max(-_LARGEST_EXPONENT, min((aim - power) // 2, _LARGEST_EXPONENT))
 
 
 class _Scales(NamedTuple):
@@ -101,21 +104,26 @@ class _Scales(NamedTuple):
 
 
 def _scales_on_device(trace: Tensor) -> _Scales:
-    """Return those that a trace, () float64, asks for, without waiting for it."""
-    bounds, scales = tables_on(trace.device)
-    return _Scales(*scales.index_select(1, torch.bucketize(trace, bounds).view(1)).unbind())
+    """Return those that a trace, () float64, asks for by `_exponent`, without waiting for it."""
+    power = torch.frexp(trace).exponent.long()
+    aim = torch.where(power > _MOST_POWER, _MOST_POWER, _RAISED_POWER)
+    exponent = (aim - power).div(2, rounding_mode="floor")
+    exponent = exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    fits = ((power >= _LEAST_POWER) & (power <= _MOST_POWER)) | ~trace.isfinite()
+    place = exponent.masked_fill(fits, 0).add(_LARGEST_EXPONENT).view(1)
+    return _Scales(*scales_on(trace.device).index_select(1, place).unbind())
 
 
 @functools.cache
-def tables_on(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the bounds of the traces, and both scales between them, (2, n), on a device.
+def scales_on(device: torch.device) -> Tensor:
+    """Return both scales of every exponent, (2, n), on a device: exactly powers of two.
 
     Called for a device before a CUDA graph is captured, which can copy nothing to it.
     """
-    exponents = torch.tensor([*_EXPONENTS.values(), _EXPONENT_OF_NO_NUMBER], dtype=torch.float64)
-    bounds = torch.tensor(list(_EXPONENTS), dtype=torch.float64)
-    scales = torch.stack([2.0**exponents, 2.0 ** (-2.0 * exponents)])
-    return bounds.to(device), scales.to(device)
+    exponents = range(-_LARGEST_EXPONENT, _LARGEST_EXPONENT + 1)
+    scales = [[2.0**e for e in exponents], [2.0 ** (-2 * e) for e in exponents]]
+    # Wherever torch.set_default_device would have them made.
+    return torch.tensor(scales, dtype=torch.float64, device="cpu").to(device)
 
 
 def _steps_on_host(
@@ -131,7 +139,7 @@ def _steps_on_host(
     shifted = pivots.new_empty((num_rows, features.shape[1]))
     several = num_rows < features.shape[0]
     scatter = pooled_scatter.numpy()
-    scale = torch.tensor(2.0**exponent, dtype=torch.float64) if exponent else None
+    scale = torch.tensor(2.0**exponent, dtype=torch.float64, device="cpu") if exponent else None
     blocks = _shifted_blocks(features, labels, pivots, ignore_index, shifted, scale)
     if pivots.dtype == torch.float64:
         if not several:

@@ -72,3 +72,34 @@ def test_what_is_not_a_number_stays_in_its_column():
         torch.testing.assert_close(
             found[others][:, others], expected[others][:, others], rtol=1e-5, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e13, 1e14, 1e17, 1e18, 1e25, 1e30])
+def test_ordinary_columns_keep_their_digits_beside_a_large_one(scale, dtype):
+    features, labels = make_data(1.0, dtype)
+    features[:, 0] *= scale
+    s = class_scatter(features, labels, full=True)
+    expected = reference.class_scatter(features.double().numpy(), labels.numpy(), NUM_CLASSES)
+    found, wanted = s.within.diagonal().numpy(), np.diag(expected.within)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_default_device_is_not_where_scales_are_made():
+    features, labels = make_data(1e25)
+    expected = class_scatter(features, labels, full=True).pooled_scatter
+    s = ClassScatter(NUM_CLASSES, WIDTH, full=True, device="cpu")
+    torch.set_default_device("meta")
+    try:
+        s.update(features, labels)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(s.pooled_scatter, expected)
+
+
+def test_the_device_scales_as_the_host_does():
+    traces = [0.0, 2.0**-400, 2.0**-60, 2.0**-50, 1.0, 2.0**100, 2.0**126, 2.0**127, 2.0**300]
+    for trace in (*traces, float("inf"), float("nan")):
+        scales = pooled._scales_on_device(torch.tensor(trace, dtype=torch.float64))
+        exponent = pooled._exponent(trace)
+        assert (float(scales.there), float(scales.back)) == (2.0**exponent, 2.0 ** (-2 * exponent))
