@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -65,7 +64,7 @@ class Accumulator(Statistics):
             streaming.stream(features, labels, self.device, self._take)
             return
         # A copy takes in slab after slab: what may be given up after some of them is the copy.
-        whole = copy.copy(self)
+        whole = self._sharing_copy()
         whole._moments = Moments(*(tensor.clone() for tensor in self._moments))
         if self._pooled_scatter is not None:
             whole._pooled_scatter = self._pooled_scatter.clone()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +16,9 @@ from deeprep.base.validate import UndefinedStatisticError
 from deeprep.base.warn import warn
 from deeprep.state import pooled
 from deeprep.state.moments import Moments
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Weighting = Literal["uniform", "prior"]
 State = TypeVar("State", bound="Statistics")
@@ -131,7 +133,7 @@ class Statistics:
             if not ops.on_host(self._moments.means):
                 self._bad_label = ops.new_bad_label(self.device)
                 if self.full:
-                    pooled.tables_on(self.device)
+                    pooled.scales_on(self.device)
         self.unit_roundoff = 0.0
         self._warned_empty = False
         self._change: Change | None = None  # the last one, where it can be given up half done
@@ -169,9 +171,22 @@ class Statistics:
         if derived is None:
             return derive()
         if name not in derived:
-            derived[name] = derive()
+            # What is made in inference mode could not be used outside it.
+            with torch.inference_mode(False):
+                derived[name] = derive()
         value: Value = derived[name]
         return value
+
+    def _sharing_copy(self) -> Self:
+        """Return a copy that shares the tensors, to be replaced before either changes."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __copy__(self) -> Self:
+        # A change of either is one of both, which the other would not notice.
+        self._keep_nothing_derived()
+        return self._sharing_copy()
 
     @property
     def _is_half_done(self) -> bool:
@@ -237,7 +252,7 @@ class Statistics:
             Where no class has samples.
         """
         self._require_samples("every statistic")
-        present = self._kept("present", lambda: self.counts.nonzero().squeeze(1))
+        present = self._kept("present", lambda: self.counts.nonzero().squeeze(1)).clone()
         if len(present) < self.num_classes and not self._warned_empty:
             self._warned_empty = True
             warn(left_out(self.num_classes - len(present), self.num_classes))
@@ -246,7 +261,7 @@ class Statistics:
     @property
     def nonfinite_classes(self) -> list[int]:
         """Classes that a NaN or an infinity has reached."""
-        return self._kept("nonfinite_classes", self._find_nonfinite_classes)
+        return list(self._kept("nonfinite_classes", self._find_nonfinite_classes))
 
     def _find_nonfinite_classes(self) -> list[int]:
         means = self.means
@@ -259,12 +274,13 @@ class Statistics:
     def global_mean(self) -> Tensor:
         """mu_G = (1/N) sum_k n_k mu_k, (d,) float64."""
         samples = self._require_samples("global_mean")
-        return self._kept("global_mean", lambda: average_of_means(self.counts, self.means, samples))
+        mean = self._kept("global_mean", lambda: average_of_means(self.counts, self.means, samples))
+        return mean.clone()  # what is kept is not the caller's to change
 
     def with_means(self: State, means: Tensor) -> State:
         """Return a state of the same counts and sums of squares, to be read, with means (K, D)."""
         self._require_intact()
-        other = copy.copy(self)
+        other = self._sharing_copy()
         other._moments = self._moments._replace(means=means)
         other.num_features, other.full, other._pooled_scatter = means.shape[1], False, None
         other._derived = {
