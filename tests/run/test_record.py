@@ -1,10 +1,12 @@
 """Run directories: names, contents, and that what is there is always whole."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+import deeprep
 from deeprep.data import Batches
 from deeprep.models import ModelSettings
 from deeprep.probe import analyze
@@ -59,6 +61,8 @@ def test_config_says_how_the_run_was_made(settings):
     assert environment["core"]["torch"] == torch.__version__
     assert {"python", "numpy", "platform", "commit", "device"} <= environment.keys()
     assert {"compiler", "simd", "cuda", "num_threads", "deeprep"} <= environment["core"].keys()
+    checkout = Path(deeprep.__file__).resolve().parents[1] / ".git"
+    assert (environment["commit"] is not None) == checkout.exists()
     assert RunDirectory.open(directory.path).settings() == settings
 
 
