@@ -202,6 +202,10 @@ def _decode(path: Path) -> str:
         raise ValueError(f"data {path}, line {line}: not UTF-8 ({error.reason})") from error
 
 
+def _is_quoted(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"'
+
+
 def _read_table(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
     """Line, label and sentence of the rows of a .csv or .tsv file."""
     lines = io.StringIO(content, newline="")
@@ -216,6 +220,12 @@ def _read_table(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
     try:
         for row in reader:
             names = [name.strip().lower() for name in row] if line == 1 else []
+            if not quoted and len(row) > 1 and all(map(_is_quoted, row)):
+                raise ValueError(
+                    f"data {path}, line {line}: every field is quoted, expected none to be in a "
+                    ".tsv file, where quotation marks are part of the text; remove them, or write "
+                    "a .csv file"
+                )
             if _LABEL in names and any(name in names for name in _SENTENCE):
                 columns = names
             elif len(row) != len(columns):

@@ -82,6 +82,11 @@ def test_quotation_marks_in_a_tsv_file_are_characters_like_any_other(write):
     assert labels.class_names == ('"a', '"a"')
 
 
+def test_a_tsv_file_whose_fields_are_all_quoted_is_refused(write):
+    with pytest.raises(ValueError, match=r"a.tsv, line 1: every field is quoted, expected none"):
+        load_text(write("a.tsv", '"label"\t"text"\n"0"\t"hello"\n"1"\t"world"\n'))
+
+
 def test_quotation_marks_in_a_csv_file_are_those_of_the_csv_module(write, tmp_path):
     path = tmp_path / "a.csv"
     with path.open("w", newline="") as file:
