@@ -208,6 +208,8 @@ def _unfit_kind(value: Any, tensor: Any) -> str | None:
         return f"of type {type(value).__name__}"
     if value.is_meta or value.layout != tensor.layout:
         return "without numbers" if value.is_meta else str(value.layout).removeprefix("torch.")
+    if value.is_quantized and not tensor.is_quantized:
+        return str(value.dtype)
     return str(value.dtype) if value.is_complex() and not tensor.is_complex() else None
 
 

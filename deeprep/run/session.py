@@ -98,7 +98,7 @@ def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) 
     checkpoint = together(ranks, session.restore)
     begin = -1 if checkpoint is None else checkpoint.epoch
     together(ranks, lambda: directory.forget_after(begin) if session.first else None)
-    console.print(session.description(), soft_wrap=True, highlight=False)
+    console.print(escape(session.description()), soft_wrap=True, highlight=False)
     stopped = session.train(checkpoint)
     files = together(ranks, lambda: directory.write_summaries() if session.first else [])
     if session.first:
@@ -289,11 +289,12 @@ def _progress_bar(console: Console) -> Progress:
 
 def _print_results(directory: RunDirectory, files: list[Path], console: Console) -> None:
     last = directory.measurements[-1]
-    console.print(last.report.table(f"{directory.path.name}, epoch {last.epoch}"))
+    console.print(last.report.table(escape(f"{directory.path.name}, epoch {last.epoch}")))
     console.print(last.report.summary(), soft_wrap=True, highlight=False)
     for message in last.report.warnings:
         console.print(f"warning: {escape(message)}", style="yellow", soft_wrap=True)
-    console.print("written:", *map(str, files), sep="\n  ", soft_wrap=True, highlight=False)
+    paths = (escape(str(file)) for file in files)
+    console.print("written:", *paths, sep="\n  ", soft_wrap=True, highlight=False)
 
 
 @contextmanager

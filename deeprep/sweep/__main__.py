@@ -107,7 +107,8 @@ def _main(command: _CommandLine, given: set[str], console: Console) -> int:
     if all(run.invalid for run in runs):
         raise ValueError(f"no run of the grid is possible: {runs[0].invalid}")
     if command.show_settings:
-        _show(sweep, runs, given, console)
+        continues = not command.grid and command.seeds is None
+        _show(sweep, runs, _changed(base) if continues else given, continues, console)
         return 0
     for run in runs:
         sweep.check_settings(run)
@@ -148,14 +149,28 @@ def _definition(command: _CommandLine, sweep: SweepDirectory) -> tuple[Settings,
     return from_dict(content["base"]), content["grid"], content["seeds"]
 
 
-def _show(sweep: SweepDirectory, runs: list[Run], given: set[str], console: Console) -> None:
-    """Print what would be run."""
+def _changed(base: Settings) -> set[str]:
+    """Names of the settings that are not as Settings() has them."""
+    groups = [(getattr(base, each.name), getattr(Settings(), each.name)) for each in fields(base)]
+    return {
+        field.name
+        for ours, default in groups
+        for field in fields(ours)
+        if getattr(ours, field.name) != getattr(default, field.name)
+    }
+
+
+def _show(
+    sweep: SweepDirectory, runs: list[Run], given: set[str], continues: bool, console: Console
+) -> None:
+    """Print what would be run; `given` are the settings of the command line, or of sweep.json."""
+    origin = "sweep.json" if continues else "given"
     explained = []
     for run in (run for run in runs if not run.invalid):
         place = replace(run.settings.run, runs_dir=sweep.path / "runs", name=run.name)
         swept = (axis_field(flag) for flag in run.values)
         sources = {
-            **dict.fromkeys(given, "given"),
+            **dict.fromkeys(given, origin),
             **dict.fromkeys(swept, "--grid"),
             **{"seed": "--seeds", "runs_dir": "DIRECTORY", "name": "its values"},
         }
@@ -177,7 +192,8 @@ def _conclude(sweep: SweepDirectory, runs: list[Run], signal_number: int, consol
         write_csv(points, paths[0])
         figure(points, paths[1])
         console.print(table(points))
-        console.print("written:", *map(str, paths), sep="\n  ", soft_wrap=True, highlight=False)
+        shown = (escape(str(path)) for path in paths)
+        console.print("written:", *shown, sep="\n  ", soft_wrap=True, highlight=False)
     failed = [run for run in runs if not run.invalid and sweep.outcome(run.name).status == "failed"]
     invalid = [run for run in runs if run.invalid]
     for run in invalid:
