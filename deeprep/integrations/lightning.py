@@ -143,6 +143,11 @@ class LayerMetricsCallback(Callback):
             validate.check_positive("max_batches", max_batches)
         self.on = on
         self.max_batches = max_batches
+        if hasattr(loader, "__next__"):
+            raise ValueError(
+                "loader is a one-shot iterator, expected an iterable that can be run through "
+                "after every epoch, such as a list or a DataLoader"
+            )
         self.loader = loader
         self.module = module
         self.labels_of = _labels_of if labels_of is None else labels_of
@@ -204,7 +209,9 @@ class LayerMetricsCallback(Callback):
                 f"module is {self.module!r}, expected a module that runs in the {self.on} step: "
                 f"no layer of {type(self._model_of(pl_module)).__name__} did"
             )
-        report = probe.report(self.options)
+        # In a pass of its own there is time for all that the states allow.
+        changes: ReportKeywords = {} if self.loader is None else {"metrics": "auto"}
+        report = probe.report(self.options, **changes)
         self.reports[trainer.current_epoch] = report
         values = {
             f"{self.prefix}{metric}/{layer.name}": float(value)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import data
 
 from deeprep.probe.reduce import tensors_in
 
@@ -74,12 +73,6 @@ def check_loader(loader: Any, passes: int = 1) -> None:
         For an iterator where there are several passes.
     """
     kind = "None" if loader is None else f"a {type(loader).__name__}"
-    is_stream = isinstance(loader, data.IterableDataset)  # which may well give batches
-    if isinstance(loader, data.Dataset) and not is_stream:
-        raise TypeError(
-            f"loader is {kind}, which is a data set of samples, expected batches of them: "
-            "torch.utils.data.DataLoader(dataset, batch_size=128)"
-        )
     iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if not iterable or isinstance(loader, str | Mapping | Tensor):
         raise TypeError(f"loader is {kind}, expected an iterable of (inputs, labels) batches")
@@ -115,8 +108,8 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
         )
     if isinstance(labels, Number) or (isinstance(labels, Tensor) and labels.ndim == 0):
         raise ValueError(
-            f"loader gave a sample with the label {labels}, expected batches with labels "
-            "(N,), as torch.utils.data.DataLoader makes them of samples"
+            f"loader gave a sample with the label {labels}, as a data set does, expected batches "
+            "with labels (N,): torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     return inputs, labels
 
@@ -131,9 +124,10 @@ def understood_errors(model: nn.Module, inputs: Any) -> Iterator[None]:
         yield
     except (RuntimeError, TypeError) as error:
         wrong = _wrong_type(model, inputs)
-        if wrong is None or not _ABOUT_TYPES.search(str(error)):
+        said = str(error)
+        if wrong is None or not _ABOUT_TYPES.search(said) or "indices" in said:  # of an embedding
             raise
-        raise TypeError(wrong) from error
+        raise TypeError(f"{wrong} ({said.splitlines()[0]})") from error
 
 
 def _wrong_type(model: nn.Module, inputs: Any) -> str | None:

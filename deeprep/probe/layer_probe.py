@@ -26,7 +26,7 @@ from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.probe.scores import Scores
 from deeprep.probe.sequences import Mask
-from deeprep.report import LayerReport, ReportOptions
+from deeprep.report import LayerReport, LayerScores, ReportOptions
 from deeprep.report.options import ReportKeywords
 from deeprep.state import ClassScatter, all_reduce_layers
 
@@ -294,6 +294,8 @@ class LayerProbe:
         scores = None if self.scores is None else self.scores.result()
         report = LayerReport.from_scatters(self.scatters, scores, options, **changes)
         notes = [_why_silent(name) for name in self.silent_layers]
+        if scores and all(found == LayerScores() for found in scores.values()):
+            notes.append("no accuracies: the loader of `score` gave no sample, or was used up")
         return dataclasses.replace(report, warnings=[*notes, *report.warnings])
 
     @property
@@ -336,8 +338,8 @@ class LayerProbe:
     def _require_layers(self) -> None:
         if not self.scatters:
             raise ValueError(
-                "the probe holds no layer, expected a run before: loader gave no batch, or none in "
-                "which a layer ran"
+                "loader gave no batch, or none in which a layer ran, expected one at least before "
+                "there is a score or a report"
             )
 
     def _update(self, layer: str, features: Tensor, labels: Tensor) -> None:

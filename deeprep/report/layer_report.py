@@ -146,7 +146,8 @@ class LayerReport:
         compression, discrimination = self.compression_fit, self.discrimination_fit
         if compression is None and discrimination is None:
             return f"no rate of C_l or D_l: {self._why_no_fit()}"
-        lines = ["no rate of C_l: it is positive in fewer than three hidden layers"]
+        few = "in fewer than three hidden layers"
+        lines = [f"no rate of C_l: it is positive and finite {few}"]
         if compression is not None:
             lines = [
                 f"compression    C_l is multiplied by {10**compression.slope:.3g} a layer "
@@ -157,6 +158,8 @@ class LayerReport:
                 f"discrimination D_l changes by {discrimination.slope:+.3g} a layer "
                 f"(D_l against l, l >= 1: R^2 = {discrimination.r_squared:.3f})"
             )
+        else:
+            lines.append(f"no rate of D_l: it is finite {few}")
         return "\n".join(lines)
 
     def _why_no_fit(self) -> str:

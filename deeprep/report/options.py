@@ -57,16 +57,16 @@ class ReportOptions:
     def __post_init__(self) -> None:
         if self.weighting not in ("uniform", "prior"):
             raise ValueError(f"weighting is {self.weighting!r}, expected 'uniform' or 'prior'")
+        for field in ("metrics", "class_names"):  # tuples, which cannot change and have a hash
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, field, tuple(value))
         choose_metrics(self.metrics, full=True)
         names = self.class_names
         if names is not None and (
             isinstance(names, str) or not all(isinstance(name, str) for name in names)
         ):
             raise TypeError(f"class_names is {names!r}, expected K strings")
-        for field in ("metrics", "class_names"):  # tuples, which cannot change and have a hash
-            value = getattr(self, field)
-            if value is not None and not isinstance(value, str):
-                object.__setattr__(self, field, tuple(value))
 
 
 class ReportKeywords(TypedDict, total=False):
@@ -87,4 +87,11 @@ def report_options(
     >>> report_options(ReportOptions(corrected=True), weighting="prior")
     ReportOptions(weighting='prior', corrected=True, jackknife=False, metrics='auto', ...)
     """
-    return dataclasses.replace(ReportOptions() if options is None else options, **changes)
+    options = ReportOptions() if options is None else options
+    if not isinstance(options, ReportOptions):
+        raise TypeError(f"options is a {type(options).__name__}, expected ReportOptions")
+    known = [field.name for field in dataclasses.fields(ReportOptions)]
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"{name} is no argument of a report, expected {', '.join(known)}")
+    return dataclasses.replace(options, **changes)

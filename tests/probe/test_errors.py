@@ -25,15 +25,13 @@ def plain_model():
 @pytest.mark.parametrize(
     ("loader", "found"),
     [
-        (SAMPLES, "a TensorDataset, which is a data set of samples, expected batches of them: "),
-        (Subset(SAMPLES, [0, 1]), "a Subset, which is a data set of samples, expected batches"),
         (None, r"None, expected an iterable of \(inputs, labels\) batches"),
         (7, r"a int, expected an iterable of \(inputs, labels\) batches"),
         ("digits", "a str, expected an iterable"),
         ({"inputs": INPUTS}, "a dict, expected an iterable"),
         (INPUTS, "a Tensor, expected an iterable"),
     ],
-    ids=["data set", "subset", "None", "number", "name", "mapping", "tensor"],
+    ids=["None", "number", "name", "mapping", "tensor"],
 )
 def test_what_is_no_loader(loader, found):
     probe = LayerProbe(plain_model(), 3)
@@ -41,6 +39,12 @@ def test_what_is_no_loader(loader, found):
     for step in (probe.run, probe.score, lambda loader: analyze(plain_model(), loader, 3)):
         with pytest.raises(TypeError, match=f"loader is {found}"):
             step(loader)
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, Subset(SAMPLES, [0, 1])], ids=["all", "subset"])
+def test_a_data_set_of_samples_is_no_loader(samples):
+    with pytest.raises(ValueError, match=r"the label 0, as a data set does, .*Loader"):
+        analyze(plain_model(), samples, 3)
 
 
 def test_a_data_set_that_gives_batches_is_a_loader():
@@ -61,8 +65,8 @@ def test_a_data_set_that_gives_batches_is_a_loader():
         ([INPUTS], ValueError, r"loader gave a list of 1, expected \(inputs, labels\)"),
         ((1, 2, 3), ValueError, r"loader gave a tuple of 3, expected .*\(\(a, b\), labels\)"),
         ({"x": 1, "y": 2}, ValueError, "a mapping with the keys x, y, expected 'labels'"),
-        ((INPUTS[0], 2), ValueError, r"a sample with the label 2, expected batches with labels"),
-        (SAMPLES[1], ValueError, r"a sample with the label 1, expected batches with labels"),
+        ((INPUTS[0], 2), ValueError, r"a sample with the label 2, as a data set does"),
+        (SAMPLES[1], ValueError, r"a sample with the label 1, as a data set does"),
         ((INPUTS, None), TypeError, "labels is a NoneType, expected a torch tensor"),
         ((INPUTS, LABELS.tolist()), TypeError, "labels is a list, expected a torch tensor"),
         ((INPUTS, LABELS[:5]), ValueError, r"labels has shape \(5,\), expected \(12,\)"),

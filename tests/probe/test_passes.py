@@ -88,10 +88,10 @@ def test_scores_are_of_the_states_they_were_made_with():
 def test_a_pass_that_is_too_early_says_so():
     probe = LayerProbe(ResidualNet(), 3)
     for step in (probe.report, lambda: probe.score(make_batches())):
-        with pytest.raises(ValueError, match="the probe holds no layer, expected a run"):
+        with pytest.raises(ValueError, match="loader gave no batch, or none in which"):
             step()
     probe.run([])
-    with pytest.raises(ValueError, match="the probe holds no layer"):
+    with pytest.raises(ValueError, match="loader gave no batch"):
         probe.report()
 
 
@@ -142,7 +142,7 @@ def test_options_and_keywords_are_the_same_fields():
         ({"weighting": "flat"}, ValueError, "weighting is 'flat', expected 'uniform' or 'prior'"),
         ({"metrics": ["ncl"]}, ValueError, "metrics holds 'ncl', expected some of cdnv"),
         ({"metrics": ["nc1"]}, ValueError, "metrics holds 'nc1', which needs states with full"),
-        ({"class_names": [1, 2, 3]}, TypeError, r"class_names is \[1, 2, 3\], expected K strings"),
+        ({"class_names": [1, 2, 3]}, TypeError, r"class_names is \(1, 2, 3\), expected K strings"),
     ],
 )
 def test_options_are_checked_before_the_model_runs(field, error, message):

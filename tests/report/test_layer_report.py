@@ -62,7 +62,7 @@ def test_fits_skip_what_has_no_logarithm():
     assert report.compression_fit is None
     assert report.discrimination_fit.slope == pytest.approx(0.1)
     no_rate, rate = report.summary().splitlines()
-    assert no_rate == "no rate of C_l: it is positive in fewer than three hidden layers"
+    assert no_rate == "no rate of C_l: it is positive and finite in fewer than three hidden layers"
     assert rate.startswith("discrimination D_l changes by +0.1 a layer")
     report.layers[1:4] = [
         LayerMetrics(i, "x", 8, math.nan, discrimination=math.nan) for i in range(1, 4)
