@@ -126,7 +126,7 @@ class Sequences:
             if value is not None and name.startswith("decoder_"):
                 self._two = True
             if name.endswith(("hidden_states", "_outputs", "_embeds")):
-                self._remember(value, _DECODER if name.startswith("decoder_") else _ENCODER)
+                self._remember(value, self._side_of_argument(name))
         said = {s: inputs[n] for s, n in names.items() if isinstance(inputs.get(n), Tensor)}
         given: dict[Side, Tensor | None] = {}
         if isinstance(self._given, tuple):
@@ -148,15 +148,20 @@ class Sequences:
                     raise ValueError(
                         f"the inputs' {names[side]} does not fit: {error}; pass `mask`"
                     ) from error
-            prefix = "decoder_" if side == _DECODER else ""
+            prefix = "" if side == self._own else f"{side}_"
+            others = ("input_ids", "inputs_embeds", "hidden_states")
             told = (
                 given.get(side),
                 said.get(side),
-                *map(inputs.get, (f"{prefix}input_ids", f"{prefix}inputs_embeds")),
+                *(inputs.get(f"{prefix}{name}") for name in others),
             )
             length = next((t.shape[1] for t in told if isinstance(t, Tensor) and t.ndim > 1), None)
             if length is not None:
                 self._lengths[side] = length
+
+    def _side_of_argument(self, name: str) -> Side:
+        """The sequence that a named input has the tokens of: its own where the name says none."""
+        return next((side for side in _SIDES if name.startswith(f"{side}_")), self._own)
 
     # ---------------------------------------------------------------- which sequence it is
 

@@ -202,6 +202,24 @@ def test_a_decoder_alone_calls_its_masks_otherwise(transformers):
     }
 
 
+@pytest.mark.parametrize("encoder_tokens", [3, 5])
+def test_embeddings_given_to_a_decoder_are_its_own(transformers, encoder_tokens):
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 1, "intermediate_size": 16}
+    config = transformers.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
+    named, (_, mask) = make_inputs(encoder_tokens, 5, "attention_mask", "decoder_attention_mask")
+    inputs = {
+        "inputs_embeds": torch.randn(8, 5, 8),
+        "attention_mask": named["decoder_attention_mask"],
+        "encoder_hidden_states": torch.randn(8, encoder_tokens, 8),
+        "encoder_attention_mask": named["attention_mask"],
+    }
+    model = transformers.BertModel(config).eval()
+    found = measure(model, (inputs, LABELS), layers="encoder.layer.0", reduce="mean")
+    expected = class_scatter(*rows_of(inputs["inputs_embeds"], mask, "mean"), 3)
+    assert_same({"input": found["input"]}, {"input": expected}, rtol=1e-5)
+
+
 def test_what_the_encoder_gave_may_be_passed_in(transformers):
     model = make_model(transformers, "T5")
     inputs, _ = make_inputs(4, 4, "attention_mask")
