@@ -43,7 +43,8 @@ class Sequences:
 
     A model has two sequences if its `config` says so, if it is called with ``decoder_`` arguments,
     or if two masks are given. Of its inputs, `attention_mask` is the encoder's mask and
-    `decoder_attention_mask` the decoder's, which has none otherwise.
+    `decoder_attention_mask` the decoder's, which has none otherwise. Where a model has a decoder
+    and no encoder, one mask is the decoder's.
 
     Parameters
     ----------
@@ -56,6 +57,7 @@ class Sequences:
         self._stacks = _find_stacks(model)
         sides = {stack.side for stack in self._stacks.values()}
         self._declared = _is_encoder_decoder(innermost_model(model)) and len(sides) == 2
+        self._only_decodes = sides == {_DECODER}
         self._given: Mask | None = None
         self._plain: BatchLabels | None = None  # labels without a mask, while there is a batch
         self._forget()
@@ -122,6 +124,8 @@ class Sequences:
                 True,
                 True,
             )
+        elif self._only_decodes and not any(name.startswith("decoder_") for name in inputs):
+            names, self._own = _MASKS_OF_A_DECODER, _DECODER
         for name, value in inputs.items():
             if value is not None and name.startswith("decoder_"):
                 self._two = True
@@ -167,8 +171,13 @@ class Sequences:
 
     def labels_of_input(self, given: Any, features: Tensor, reduction: Reduction) -> BatchLabels:
         """Labels of layer 0: the input as it was given, or an embedding of it that has just run."""
-        side = self._side_of(given)
-        return self._labels_of(self._own if side is None else side, features, reduction)
+        side = self._side_of(given) or self._own
+        if uses_mask(features, reduction) and self._two and self._only_decodes:
+            # Called by position, such a model may be given first what its decoder attends to.
+            tokens = features.shape[1]
+            fitting = [s for s in _SIDES if self._lengths.get(s, tokens) == tokens]
+            side = fitting[0] if len(fitting) == 1 else side
+        return self._labels_of(side, features, reduction)
 
     def labels_of_layer(
         self, module: nn.Module, read: Iterable[Any], features: Tensor, reduction: Reduction
@@ -196,10 +205,11 @@ class Sequences:
                 return known[0]
             possible = [s for s in _SIDES if self._lengths.get(s, tokens) == tokens]
             if len(possible) != 1:
+                pair = "" if self._two else "a pair of masks, as mask=(None, decoder's); or "
                 raise ValueError(
                     f"it cannot be told whether the {tokens} tokens of the output, which a mask is "
-                    "needed for, are the encoder's or the decoder's; expected a layer inside one "
-                    "of the two, or a function for this layer in `reduce`"
+                    f"needed for, are the encoder's or the decoder's; expected {pair}a layer "
+                    "inside one of the two, or a function for this layer in `reduce`"
                 )
             side = possible[0]
         if side not in self._labels:
@@ -213,7 +223,8 @@ class Sequences:
         """The sequence of a layer that reads this tensor while these stacks run; None: unknown."""
         running = self._running[-1] if self._running else None
         if not self._two:
-            return None if running is not None and running.is_torch_decoder else _ENCODER
+            reads_both = running is not None and running.is_torch_decoder
+            return None if reads_both and not self._only_decodes else self._own
         for reference, side in self._sides:
             if read is not None and reference() is read:
                 return side

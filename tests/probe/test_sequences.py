@@ -279,7 +279,10 @@ def test_layers_of_pytorch_take_a_pair_or_say_that_they_need_one():
         probe(inputs, LABELS, tuple(masks))
     encoder, decoder = (probe.scatters[name].num_samples for name in layers)
     assert (encoder, decoder) == tuple(int(mask.sum()) for mask in masks)
-    message = r"layer 'core.decoder.layers.0': it cannot be told whether the 4 tokens"
+    message = (
+        r"layer 'core.decoder.layers.0': it cannot be told whether the 4 tokens .* expected "
+        r"a pair of masks, as mask=\(None, decoder's\); or a layer inside"
+    )
     with pytest.raises(ValueError, match=message):
         measure(
             model, ({**inputs, "attention_mask": masks[0]}, LABELS), layers=layers, reduce="mean"
@@ -288,6 +291,62 @@ def test_layers_of_pytorch_take_a_pair_or_say_that_they_need_one():
         measure(model, (inputs, LABELS), layers=layers, reduce="tokens")[layers[1]].num_samples
         == 32
     )
+
+
+class Captions(nn.Module):
+    """A decoder of PyTorch's, over an image that is another sequence."""
+
+    def __init__(self, image_tokens):
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.image = nn.Parameter(torch.randn(1, image_tokens, 8))
+        self.dec = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.dec(self.words(input_ids), self.image.expand(len(input_ids), -1, -1))
+
+
+@pytest.mark.parametrize("image_tokens", [7, 5])
+@pytest.mark.parametrize("reduce", ["tokens", "mean", "last"])
+def test_the_one_mask_of_a_model_that_only_decodes_is_the_decoders(image_tokens, reduce):
+    torch.manual_seed(0)
+    model = Captions(image_tokens).eval()
+    named, (_, mask) = make_inputs(5, 5, "decoder_attention_mask")
+    ids = named["decoder_input_ids"]
+    with torch.no_grad():
+        hidden = model.words(ids), model(ids)
+    scatters = measure(
+        model, ({"input_ids": ids, "attention_mask": mask}, LABELS), layers="dec", reduce=reduce
+    )
+    expected = {
+        name: class_scatter(*rows_of(output, mask, reduce), 3)
+        for name, output in zip(("input", "dec"), hidden, strict=True)
+    }
+    assert_same(scatters, expected, rtol=1e-5)
+    for given in (mask, (None, mask)):
+        with LayerProbe(model, 3, layers=["dec"], reduce=reduce) as probe:
+            probe(ids, LABELS, given)
+        assert_same(probe.scatters, expected, rtol=1e-5)
+    inside = measure(
+        model, ({"input_ids": ids, "attention_mask": mask}, LABELS), layers="dec.*", reduce=reduce
+    )
+    of_decoder = int(mask.sum()) if reduce == "tokens" else 8
+    assert {found.num_samples for found in inside.values()} == {of_decoder}
+
+
+@pytest.mark.parametrize("tokens", [3, 5])
+def test_the_memory_of_a_decoder_may_come_first(tokens):
+    class Reader(Captions):
+        def forward(self, memory, input_ids):
+            return self.dec(self.words(input_ids), memory)
+
+    named, masks = make_inputs(tokens, 5, "attention_mask", "decoder_attention_mask")
+    model = Reader(tokens).eval()
+    with LayerProbe(model, 3, layers=["dec"], reduce="tokens") as probe:
+        probe((torch.randn(8, tokens, 8), named["decoder_input_ids"]), LABELS, tuple(masks))
+    assert probe.scatters["dec"].num_samples == int(masks[1].sum())
+    if tokens == 3:
+        assert probe.scatters["input"].num_samples == int(masks[0].sum())
 
 
 def test_analyze_counts_the_tokens_of_each_sequence(transformers):
