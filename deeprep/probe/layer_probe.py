@@ -173,7 +173,9 @@ class LayerProbe:
             (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of a
             mapping. A sample without a token is skipped. An encoder-decoder model has two, each for
             the layers that run on its tokens: a pair (encoder's, decoder's) of which either may be
-            None; default: `attention_mask` and `decoder_attention_mask`.
+            None; default: `attention_mask` and `decoder_attention_mask`. One mask is the encoder's,
+            and also the decoder's where the model is called without an input for its decoder. If
+            there is only a decoder, one mask is the decoder's.
         """
         return self._hooks.run(inputs, labels, mask, self._update)
 

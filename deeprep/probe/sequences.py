@@ -7,6 +7,7 @@ made from what the encoder gave, so they have the encoder's tokens.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -43,8 +44,9 @@ class Sequences:
 
     A model has two sequences if its `config` says so, if it is called with ``decoder_`` arguments,
     or if two masks are given. Of its inputs, `attention_mask` is the encoder's mask and
-    `decoder_attention_mask` the decoder's, which has none otherwise. Where a model has a decoder
-    and no encoder, one mask is the decoder's.
+    `decoder_attention_mask` the decoder's, which has none otherwise; but where nothing is given to
+    the decoder, it reads the encoder's tokens and has the encoder's mask. Where a model has a
+    decoder and no encoder, one mask is the decoder's.
 
     Parameters
     ----------
@@ -56,7 +58,8 @@ class Sequences:
         self._num_classes, self._ignore_index = num_classes, ignore_index
         self._stacks = _find_stacks(model)
         sides = {stack.side for stack in self._stacks.values()}
-        self._declared = _is_encoder_decoder(innermost_model(model)) and len(sides) == 2
+        self._model = innermost_model(model)
+        self._declared = _is_encoder_decoder(self._model) and len(sides) == 2
         self._only_decodes = sides == {_DECODER}
         self._given: Mask | None = None
         self._plain: BatchLabels | None = None  # labels without a mask, while there is a batch
@@ -64,6 +67,8 @@ class Sequences:
 
     def attach(self) -> Iterator[Any]:
         """Put on the stacks hooks that note which of them runs; yield their handles."""
+        if self._declared:
+            yield self._model.register_forward_pre_hook(self._calling, with_kwargs=True)
         for module, stack in self._stacks.items():
             yield module.register_forward_pre_hook(self._entering(stack), with_kwargs=True)
             yield module.register_forward_hook(self._leaving(stack))
@@ -109,6 +114,7 @@ class Sequences:
         self._two = self._declared or isinstance(self._given, tuple)
         self._own: Side = _ENCODER  # that of the input
         self._is_decoder = False  # the model itself
+        self._repeats = False  # the decoder reads the encoder's tokens, as none are given to it
         self._running: list[_Stack] = []
         self._lengths: dict[Side, int] = {}
         self._sides: list[tuple[weakref.ref[Tensor], Side]] = []  # of tensors that are passed on
@@ -137,6 +143,8 @@ class Sequences:
             given = dict(zip(_SIDES, self._given, strict=True))
         elif self._given is not None and self._given is not said.get(self._own):
             given = {self._own: self._given}
+            if self._declared:
+                given |= {side: None for side in _SIDES if side not in said and side != self._own}
         elif self._two or not said:
             given = {side: None for side in _SIDES if side not in said}
         assert self._plain is not None
@@ -195,7 +203,15 @@ class Sequences:
         return self._labels_of(self._side_of(first), features, reduction)
 
     def _labels_of(self, side: Side | None, features: Tensor, reduction: Reduction) -> BatchLabels:
-        if not uses_mask(features, reduction):
+        masked = uses_mask(features, reduction)
+        if (
+            self._repeats
+            and side == _DECODER
+            # BART, for one, shifts the encoder's tokens, which keeps their number.
+            and (not masked or features.shape[1] == self._lengths.get(_ENCODER))
+        ):
+            side = _ENCODER
+        if not masked:
             # Which samples have no token at all is all that a mask says here.
             return self._labels.get(side or self._own, self._labels[self._own])
         tokens = features.shape[1]
@@ -237,6 +253,22 @@ class Sequences:
         for tensor in tensors_in(value):
             if tensor.ndim == 3:
                 self._sides.append((weakref.ref(tensor), side))
+
+    def _calling(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before an encoder-decoder model runs: whether anything is given to its decoder."""
+        if not self.has_batch or recomputes() or isinstance(self._given, tuple):
+            return
+        by_position = inspect.signature(module.forward).bind_partial(*args).arguments
+        inputs = {n: value for n, value in {**by_position, **kwargs}.items() if value is not None}
+        # Labels that are tokens, not classes: the model makes the decoder's input of them.
+        labels = inputs.get("labels")
+        of_tokens = (
+            isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+        )
+        self._repeats = not of_tokens and not any(n.startswith("decoder_") for n in inputs)
+        if "decoder_attention_mask" in by_position and self.has_mask:
+            # Only the names of inputs are read: the decoder has a mask that is not known.
+            self._labels.pop(_DECODER, None)
 
     def _entering(self, stack: _Stack) -> Any:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -259,6 +259,41 @@ def test_each_sequence_of_an_encoder_decoder_model_has_its_mask():
     assert_same_values(callback.reports[0], expected)
 
 
+class Classification(lightning.LightningModule):
+    """An encoder-decoder model whose decoder reads the tokens of the encoder again."""
+
+    def __init__(self, transformers, by_position):
+        super().__init__()
+        sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+        sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+        config = transformers.BartConfig(
+            vocab_size=20, d_model=8, max_position_embeddings=8, pad_token_id=0, **sizes
+        )
+        self.model, self.by_position = transformers.BartModel(config), by_position
+
+    def validation_step(self, batch, batch_idx):
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.by_position:
+            self.model(ids, mask)
+        else:
+            self.model(input_ids=ids, attention_mask=mask.bool())
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+def test_one_mask_of_an_encoder_decoder_model(by_position):
+    transformers = pytest.importorskip("transformers")
+    mask = (torch.arange(4) < torch.tensor([1, 2, 3, 4, 4, 4]).unsqueeze(1)).long()
+    batch = {"input_ids": torch.randint(2, 20, (6, 4)), "attention_mask": mask}
+    batch["labels"] = torch.arange(6) % NUM_CLASSES
+    layers = ["encoder.layers.0", "decoder.layers.0"]
+    callback = LayerMetricsCallback(NUM_CLASSES, layers, reduce="tokens")
+    module = Classification(transformers, by_position)
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    make_trainer(callback).validate(module, loader, verbose=False)
+    expected = deeprep.analyze(module.model, [batch], NUM_CLASSES, layers=layers, reduce="tokens")
+    assert_same_values(callback.reports[0], expected)
+
+
 def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="on is 'test', expected 'train' or 'validation'"):
         LayerMetricsCallback(NUM_CLASSES, on="test")

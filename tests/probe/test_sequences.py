@@ -257,6 +257,68 @@ def test_masks_of_a_loop_of_ones_own(transformers):
         pass
 
 
+@pytest.mark.parametrize("tokens", [3, 4])
+def test_one_mask_of_an_encoder_decoder_model_is_the_encoders(transformers, tokens):
+    model = make_model(transformers, "T5")
+    inputs, _ = make_inputs(4, tokens, "attention_mask")
+    expected = measure(model, (inputs, LABELS), reduce="tokens")
+    assert expected["decoder.block.1"].num_samples == 8 * tokens
+    mask = inputs.pop("attention_mask")
+    with LayerProbe(model, 3, reduce="tokens") as probe, probe.batch(LABELS, mask):
+        model(inputs["input_ids"], mask, inputs["decoder_input_ids"])
+    assert_same(probe.scatters, expected)
+    with LayerProbe(model, 3, reduce="tokens") as probe, probe.batch(LABELS, mask):
+        model(**inputs, attention_mask=mask.bool())
+    assert_same(probe.scatters, expected)
+
+
+@pytest.mark.parametrize("reduce", ["tokens", "mean", "last"])
+def test_a_decoder_that_is_given_nothing_has_the_mask_of_the_encoder(transformers, reduce):
+    model = make_model(transformers, "Bart")
+    inputs, masks = make_inputs(4, 4, "attention_mask")
+    del inputs["decoder_input_ids"]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad():
+        outputs = model(**inputs)
+    layers = ["encoder.layers.1", "decoder.layers.1"]
+    hidden = outputs.encoder_last_hidden_state, outputs.last_hidden_state
+    expected = {
+        layer: class_scatter(*rows_of(output, masks[0], reduce), 3)
+        for layer, output in zip(layers, hidden, strict=True)
+    }
+
+    def same(probe):
+        assert_same({layer: probe.scatters[layer] for layer in layers}, expected, rtol=1e-5)
+
+    for batch, given in ((inputs, None), ({"input_ids": ids}, mask)):
+        with LayerProbe(model, 3, layers=layers, reduce=reduce) as probe:
+            probe(batch, LABELS, given)
+        # The model masks its encoder's padding only where it is told of it.
+        if given is None:
+            same(probe)
+        else:
+            counts = {probe.scatters[layer].num_samples for layer in layers}
+            assert counts == {int(mask.sum()) if reduce == "tokens" else 8}
+    with LayerProbe(model, 3, layers=layers, reduce=reduce) as probe, probe.batch(LABELS, mask):
+        model(ids, mask)
+    same(probe)
+    with LayerProbe(model, 3, layers=layers, reduce=reduce) as probe:
+        probe(inputs, LABELS, (mask, None))  # a pair is taken at its word
+    if reduce == "tokens":
+        assert probe.scatters["decoder.layers.1"].num_samples == 32
+
+
+def test_labels_of_tokens_are_the_input_of_the_decoder(transformers):
+    model = transformers.T5ForConditionalGeneration(t5_config(transformers)).eval()
+    inputs, masks = make_inputs(4, 4, "attention_mask")
+    targets = inputs.pop("decoder_input_ids")
+    layers = ["encoder.block.1", "decoder.block.1"]
+    with LayerProbe(model, 3, layers=layers, reduce="tokens") as probe, probe.batch(LABELS):
+        model(**inputs, labels=targets)
+    counts = [probe.scatters[layer].num_samples for layer in layers]
+    assert counts == [int(masks[0].sum()), 32]
+
+
 class Translator(nn.Module):
     """An encoder-decoder model of PyTorch's own layers, with arguments of its own."""
 
