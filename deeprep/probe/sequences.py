@@ -116,6 +116,7 @@ class Sequences:
         self._is_decoder = False  # the model itself
         self._repeats = False  # the decoder reads the encoder's tokens, as none are given to it
         self._running: list[_Stack] = []
+        self._ended: list[Side] = []  # of the stacks that have run, the last one last
         self._lengths: dict[Side, int] = {}
         self._sides: list[tuple[weakref.ref[Tensor], Side]] = []  # of tensors that are passed on
 
@@ -137,6 +138,8 @@ class Sequences:
                 self._two = True
             if name.endswith(("hidden_states", "_outputs", "_embeds")):
                 self._remember(value, self._side_of_argument(name))
+            if name == "encoder_outputs" and value is not None:
+                self._ended = [_ENCODER]  # the encoder has run before
         said = {s: inputs[n] for s, n in names.items() if isinstance(inputs.get(n), Tensor)}
         given: dict[Side, Tensor | None] = {}
         if isinstance(self._given, tuple):
@@ -246,7 +249,10 @@ class Sequences:
                 return side
         if self._is_decoder:
             return self._own
-        return None if running is None else running.side
+        if running is not None:
+            return running.side
+        # After both: a head, which may read a scaled copy of what the last of them gave.
+        return self._ended[-1] if len(set(self._ended)) == len(_SIDES) else None
 
     def _remember(self, value: Any, side: Side) -> None:
         """Note that the sequences (N, T, C) in a value have the tokens of this side."""
@@ -290,6 +296,7 @@ class Sequences:
                 return
             if self._running and self._running[-1] is stack:
                 self._running.pop()
+            self._ended.append(stack.side)
             self._remember(output, stack.side)
 
         return leave

@@ -166,19 +166,36 @@ def test_a_sample_without_a_token_is_skipped_in_its_own_sequence(transformers):
         assert scatters["decoder.block.1"].num_samples == 7
 
 
-def test_a_layer_outside_of_both_is_told_by_its_length_or_refused(transformers):
-    model = transformers.T5ForConditionalGeneration(t5_config(transformers)).eval()
-    inputs, masks = make_inputs(3, 5, "attention_mask", "decoder_attention_mask")
-    found = measure(model, (inputs, LABELS), layers="lm_head", reduce="tokens")
-    assert found["lm_head"].num_samples == int(masks[1].sum())
-    inputs, _ = make_inputs(4, 4, "attention_mask")
-    with pytest.raises(
-        ValueError, match=r"layer 'lm_head': it cannot be told whether the 4 tokens .* expected a"
+@pytest.mark.parametrize("tokens", [3, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_after_both_has_the_tokens_of_the_decoder(transformers, tokens, tied):
+    config = t5_config(transformers)
+    config.tie_word_embeddings = tied  # then it reads a scaled copy of the decoder's output
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    for masked in ((), ("attention_mask",), ("attention_mask", "decoder_attention_mask")):
+        inputs, masks = make_inputs(tokens, 4, *masked)
+        found = measure(model, (inputs, LABELS), layers="lm_head", reduce="tokens")
+        assert found["lm_head"].num_samples == int(masks[1].sum())
+    with torch.no_grad():
+        outputs = model.encoder(inputs.pop("input_ids"), inputs["attention_mask"])
+    inputs["encoder_outputs"] = (outputs.last_hidden_state,)
+    again = measure(model, (inputs, LABELS), layers="lm_head", reduce="tokens")
+    assert_same({"lm_head": again["lm_head"]}, {"lm_head": found["lm_head"]})
+
+
+def test_a_layer_before_both_that_needs_a_mask_is_refused():
+    model = Translator().eval()
+    inputs = dict(zip(("source", "target"), torch.randint(20, (2, 8, 4)), strict=True))
+    mask = torch.ones(8, 4, dtype=torch.bool)
+    message = r"layer 'words': it cannot be told whether the 4 tokens .* expected a layer inside"
+    with (
+        LayerProbe(model, 3, layers=["words"], reduce="mean") as probe,
+        pytest.raises(ValueError, match=message),
     ):
-        measure(model, (inputs, LABELS), layers="lm_head", reduce="mean")
-    inputs.pop("attention_mask")  # without a mask there is nothing to tell
-    found = measure(model, (inputs, LABELS), layers="lm_head", reduce="tokens")
-    assert found["lm_head"].num_samples == 32
+        probe(inputs, LABELS, (mask, mask))
+    with LayerProbe(model, 3, layers=["words"], reduce="mean") as probe:
+        probe(inputs, LABELS, (None, None))  # without a mask there is nothing to tell
+    assert probe.scatters["words"].num_samples == 8
 
 
 def test_a_decoder_alone_calls_its_masks_otherwise(transformers):
