@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# rich is imported by what prints, and not by `import deeprep`, a third of whose time it would be.
 
 UNLIMITED = 10_000  # columns: more than any table has, so that nothing is cut off
 
@@ -13,6 +17,8 @@ def stdout_console() -> Console:
 
     Otherwise a table in a pipe or a file would be squeezed into 80 columns.
     """
+    from rich.console import Console
+
     # Without emoji: a name such as nets:x: would become one.
     console = Console(emoji=False)
     return console if console.is_terminal else Console(emoji=False, width=UNLIMITED)
@@ -29,6 +35,9 @@ def print_warning(message: object) -> None:
 
 
 def _to_stderr(markup: str, message: object) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     # Libraries' errors may have several lines.
     line = " ".join(filter(None, map(str.strip, str(message).splitlines())))
     console = Console(stderr=True, emoji=False)
