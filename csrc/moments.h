@@ -1,11 +1,12 @@
 // The arithmetic of class moments, one header for host and device.
 //
 // A chunk is at most kChunkRows rows of one class. With its first row p as pivot, a kernel
-// accumulates per column, in float32 (float64 for float64 features) and in a fixed order,
+// accumulates per column, in float32 (float64 for float64 features),
 //
-//     t = sum_i (x_i - p),    q = sum_i (x_i - p)^2
+//     t = sum_i d_i,    q = sum_i d_i^2,    d_i = x_i - p,
 //
-// and from there on everything is float64:
+// kGroupRows rows at a time: the rows of a group one after the other, t += d and q = fma(d, d, q),
+// both from zero; then group after group. From there on everything is float64:
 //
 //     mean = p + t / m,       M2 = q - t^2 / m
 //
@@ -30,6 +31,7 @@
 namespace deeprep {
 
 constexpr int64_t kChunkRows = 64;
+constexpr int64_t kGroupRows = 8;
 
 // Columns are summed strip by strip, in trees that every vector width, and a warp, can follow
 // exactly. Octet o holds columns 8 o to 8 o + 7 of the strip. Neighbouring octets are added pair by
@@ -37,6 +39,9 @@ constexpr int64_t kChunkRows = 64;
 // columns four, two and one apart are added. A warp holds one strip.
 constexpr int64_t kStripColumns = 128;
 constexpr int kLanes = 8;
+
+// What a merge makes the sum of squares grow by is summed strip by strip: what is within the chunk,
+// and, where there were rows before, the distance of the means; each over the columns, then both.
 
 // Whether the float32 sums of a chunk can be trusted is decided strip by strip, by such trees over
 // kCheckLanes interleaved columns.

@@ -48,11 +48,10 @@ bool Batch::sort_rows(int64_t first_row, int64_t num_rows, Worker& worker) const
 }
 
 void Batch::merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile,
-                       MergeInto into, int64_t n, double* mean, double* growth,
-                       Worker& worker) const {
+                       int64_t n, double* mean, double* growth, Worker& worker) const {
   const SliceOnTile slice = {sorted.rows.data() + begin, end - begin, features.column_stride,
                              tile * kTileColumns, tile_columns(tile)};
-  kernels.merge_slice[static_cast<int>(features.type)](slice, into, n, mean, growth,
+  kernels.merge_slice[static_cast<int>(features.type)](slice, n, mean, growth,
                                                        worker.staging.data());
 }
 

@@ -42,8 +42,8 @@ class Batch {
 
   // Merges rows [begin, end) of sorted ones, of one class and segment, on one tile into
   // (n, mean of that tile).
-  void merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile,
-                  MergeInto into, int64_t n, double* mean, double* growth, Worker& worker) const;
+  void merge_rows(const SortedRows& sorted, int64_t begin, int64_t end, int64_t tile, int64_t n,
+                  double* mean, double* growth, Worker& worker) const;
 
   // Merges the segments of a class, from its first one on, into the state's mean on one tile,
   // unless they were merged at once. The first one's growth is then the growth of all.

@@ -1,17 +1,12 @@
 // The chunk kernel: sums up to kChunkRows rows of one class on one tile. Part of kernels.inl,
 // compiled once per instruction set.
 //
-// Algorithm: pivoted chunks, see moments.h. Per column the order of additions is fixed (rows join
-// in groups of up to eight, pair by pair, and groups one after the other) and no operation is
-// contracted, so vector width cannot change a bit. Parallel axis: columns, one vector at a time.
+// Algorithm: pivoted chunks in groups of eight rows, see moments.h. Per column the order of
+// operations is fixed and no operation is contracted but by name, so vector width cannot change a
+// bit. Parallel axis: columns, a cache line of features at a time.
 //
-// Eight rows join at each visit of the accumulators t and q, which live in the first-level cache:
-// they are loaded and stored an eighth as often as features are read, and sums stay shallow (11
-// roundings for 64 rows). Variants tried, one core, features in the second-level cache:
-// - four rows a visit left to the compiler's vectoriser: 9.5 GB/s, with pivot, t and q 4096 bytes
-//   apart, where a load can wait for the store before it (see ChunkSums);
-// - eight rows a visit left to the compiler's vectoriser: 2.4 GB/s, temporaries spilled;
-// - eight rows a visit in explicit vectors: this file.
+// A group's sums live in registers; the chunk's t and q, which live in the first-level cache, are
+// loaded and stored once a group, an eighth as often as features are read.
 
 namespace {
 
@@ -54,26 +49,43 @@ struct ChunkRows {
   const T* row(int64_t i) const { return reinterpret_cast<const T*>(rows[i] + offset_bytes); }
 };
 
-// Sums kRows values and their squares pair by pair, overwriting both.
-template <int kRows, typename Value>
-inline void join_rows(Value* d, Value* square) {
+// Adds the columns from j on that a `Widened` holds, of kRows rows, to the sums; the first rows of
+// a chunk set them, and the pivot.
+template <typename Widened, int kRows, bool kFirst, typename T, typename Accumulator>
+inline void add_columns(const T* const (&row)[kRows], int64_t j,
+                        const SumsView<Accumulator>& sums) {
+  constexpr int kParts = Widened::kParts;
+  const Widened pivot = kFirst ? widen_columns<Widened>(row[0] + j) : Widened::load(sums.pivot + j);
+  Widened t = {};
+  Widened q = {};
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) square[r] = d[r] * d[r];
+  for (int r = 0; r < kRows; ++r) {
+    const Widened x = widen_columns<Widened>(row[r] + j);
 #pragma GCC unroll 8
-  for (int step = 1; step < kRows; step *= 2) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r += 2 * step) {
-      d[r] += d[r + step];
-      square[r] += square[r + step];
+    for (int v = 0; v < kParts; ++v) {
+      const auto d = x.part[v] - pivot.part[v];
+      t.part[v] += d;
+      q.part[v] = fma(d, d, q.part[v]);
     }
   }
+  if (kFirst) {
+    pivot.store(sums.pivot + j);
+  } else {
+    const Widened sum_t = Widened::load(sums.t + j);
+    const Widened sum_q = Widened::load(sums.q + j);
+#pragma GCC unroll 8
+    for (int v = 0; v < kParts; ++v) {
+      t.part[v] = sum_t.part[v] + t.part[v];
+      q.part[v] = sum_q.part[v] + q.part[v];
+    }
+  }
+  t.store(sums.t + j);
+  q.store(sums.q + j);
 }
 
-// Adds kRows rows to the sums; the first rows of a chunk set them, and the pivot.
+// Adds a group, rows [i, i + kRows).
 template <int kRows, bool kFirst, typename T, typename Accumulator>
-inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
-  using Vector = decltype(widen_vector(chunk.row(0)));
-  constexpr int kWidth = sizeof(Vector) / sizeof(Accumulator);
+inline void add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
   const int64_t num_columns = chunk.num_columns;
   const T* row[kRows];
   const T* later[kRows];
@@ -83,49 +95,53 @@ inline void add_rows(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumu
     later[r] = chunk.row(i + r + kRowsAhead);
   }
   int64_t j = 0;
-  for (; j + kWidth <= num_columns; j += kWidth) {
-    const Vector pivot = kFirst ? widen_vector(row[0] + j) : load<Vector>(sums.pivot + j);
-    Vector d[kRows];
-    Vector square[kRows];
+  for (; j + Line<T>::kColumns <= num_columns; j += Line<T>::kColumns) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(later[r] + j, 0, 2);
-      d[r] = widen_vector(row[r] + j) - pivot;
-    }
-    join_rows<kRows>(d, square);
-    if (kFirst) store(sums.pivot + j, pivot);
-    store(sums.t + j, kFirst ? d[0] : load<Vector>(sums.t + j) + d[0]);
-    store(sums.q + j, kFirst ? square[0] : load<Vector>(sums.q + j) + square[0]);
+    for (int r = 0; r < kRows; ++r) __builtin_prefetch(later[r] + j, 0, 2);
+    add_columns<Line<T>, kRows, kFirst>(row, j, sums);
   }
-  for (; j < num_columns; ++j) {
-    const Accumulator pivot = kFirst ? widen(row[0][j]) : sums.pivot[j];
-    Accumulator d[kRows];
-    Accumulator square[kRows];
-    for (int r = 0; r < kRows; ++r) d[r] = widen(row[r][j]) - pivot;
-    join_rows<kRows>(d, square);
-    if (kFirst) sums.pivot[j] = pivot;
-    sums.t[j] = kFirst ? d[0] : sums.t[j] + d[0];
-    sums.q[j] = kFirst ? square[0] : sums.q[j] + square[0];
+  for (; j + OneVector<T>::kColumns <= num_columns; j += OneVector<T>::kColumns) {
+    add_columns<OneVector<T>, kRows, kFirst>(row, j, sums);
+  }
+  for (; j < num_columns; ++j) add_columns<OneColumn<T>, kRows, kFirst>(row, j, sums);
+}
+
+template <bool kFirst, typename T, typename Accumulator>
+void add_rest(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
+  switch (chunk.num_rows - i) {
+    case 1:
+      return add_group<1, kFirst>(chunk, i, sums);
+    case 2:
+      return add_group<2, kFirst>(chunk, i, sums);
+    case 3:
+      return add_group<3, kFirst>(chunk, i, sums);
+    case 4:
+      return add_group<4, kFirst>(chunk, i, sums);
+    case 5:
+      return add_group<5, kFirst>(chunk, i, sums);
+    case 6:
+      return add_group<6, kFirst>(chunk, i, sums);
+    case 7:
+      return add_group<7, kFirst>(chunk, i, sums);
   }
 }
 
-template <int kRows, typename T, typename Accumulator>
-inline int64_t add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
-  if (i == 0) {
-    add_rows<kRows, true>(chunk, i, sums);
-  } else {
-    add_rows<kRows, false>(chunk, i, sums);
-  }
-  return i + kRows;
-}
-
+// Sums a chunk.
 template <typename T, typename Accumulator>
 void sum_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator>& sums) {
-  int64_t i = 0;
-  while (i + 8 <= chunk.num_rows) i = add_group<8>(chunk, i, sums);
-  if (i + 4 <= chunk.num_rows) i = add_group<4>(chunk, i, sums);
-  if (i + 2 <= chunk.num_rows) i = add_group<2>(chunk, i, sums);
-  if (i < chunk.num_rows) add_group<1>(chunk, i, sums);
+  if (chunk.num_rows < kGroupRows) {
+    add_rest<true>(chunk, 0, sums);
+  } else {
+    add_group<kGroupRows, true>(chunk, 0, sums);
+    int64_t i = kGroupRows;
+    for (; i + kGroupRows <= chunk.num_rows; i += kGroupRows) {
+      add_group<kGroupRows, false>(chunk, i, sums);
+    }
+    add_rest<false>(chunk, i, sums);
+  }
+  in_order<T>(sums.pivot, chunk.num_columns);
+  in_order<T>(sums.t, chunk.num_columns);
+  in_order<T>(sums.q, chunk.num_columns);
 }
 
 template <int kWidth>

@@ -24,21 +24,12 @@ struct SliceOnTile {
   int64_t num_columns;      // of the tile, <= kTileColumns
 };
 
-// What the chunks of a slice are merged into. A chunk makes the sum of squares grow by what is
-// within it and by the distance of its mean from the mean of the rows before. Whether the two are
-// summed over the columns together or apart is part of the order of operations (plan.h).
-enum class MergeInto {
-  kSegment,  // their own segment: together
-  kState,    // the segments before it, where the slice is one chunk and a whole segment: apart, as
-             // if the segment had been formed first and then merged
-};
-
 struct Kernels {
   // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for
   // each strip of the tile, what the sums of squares grow by. staging: kChunkRows x num_columns
   // elements, read only where column_stride != 1.
-  using MergeSlice = void (*)(const SliceOnTile& slice, MergeInto into, int64_t n, double* mean,
-                              double* growth, void* staging);
+  using MergeSlice = void (*)(const SliceOnTile& slice, int64_t n, double* mean, double* growth,
+                              void* staging);
   MergeSlice merge_slice[kNumFeatureTypes];  // indexed by FeatureType
 
   // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide, and adds to

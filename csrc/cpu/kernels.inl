@@ -6,6 +6,8 @@
 
 #include "cpu/vectors.inl"
 //
+#include "cpu/columns.inl"
+//
 #include "cpu/chunk.inl"
 //
 #include "cpu/merge.inl"
@@ -31,26 +33,25 @@ struct StagedRows {
 
 // Merges the finished sums of a chunk, or new ones where these cannot be trusted.
 template <typename T>
-void check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, MergeInto into,
-                     int64_t n, double* mean, double* growth) {
+void check_and_merge(const ChunkRows<T>& chunk, const SumsView<float>& sums, int64_t n,
+                     double* mean, double* growth) {
   const int64_t untrusted = find_untrusted(sums, chunk.num_rows, chunk.num_columns);
   if (untrusted == chunk.num_columns) {
-    merge_chunk(sums, chunk.num_rows, chunk.num_columns, into, n, mean, growth);
+    merge_chunk(sums, chunk.num_rows, chunk.num_columns, n, mean, growth);
     return;
   }
   ChunkSums<double> precise;
   redo_in_double(chunk, sums, untrusted, precise.view());
-  merge_chunk(precise.view(), chunk.num_rows, chunk.num_columns, into, n, mean, growth);
+  merge_chunk(precise.view(), chunk.num_rows, chunk.num_columns, n, mean, growth);
 }
 template <typename T>
-void check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, MergeInto into,
-                     int64_t n, double* mean, double* growth) {
-  merge_chunk(sums, chunk.num_rows, chunk.num_columns, into, n, mean, growth);
+void check_and_merge(const ChunkRows<T>& chunk, const SumsView<double>& sums, int64_t n,
+                     double* mean, double* growth) {
+  merge_chunk(sums, chunk.num_rows, chunk.num_columns, n, mean, growth);
 }
 
 template <typename T>
-void merge_slice(const SliceOnTile& slice, MergeInto into, int64_t n, double* mean, double* growth,
-                 void* staging) {
+void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, double* growth, void* staging) {
   using Accumulator = typename AccumulatorOf<T>::type;
   ChunkSums<Accumulator> sums;
   for (int64_t begin = 0; begin < slice.num_rows; begin += kChunkRows) {
@@ -60,14 +61,14 @@ void merge_slice(const SliceOnTile& slice, MergeInto into, int64_t n, double* me
     ChunkRows<T> chunk = {slice.rows + begin, offset_bytes, num_rows, slice.num_columns};
     if (slice.column_stride == 1) {
       sum_chunk(chunk, sums.view());
-      check_and_merge(chunk, sums.view(), into, n, mean, growth);
+      check_and_merge(chunk, sums.view(), n, mean, growth);
     } else {
       const StagedRows<T> staged(slice.rows + begin, num_rows, slice.first_column,
                                  slice.num_columns, slice.column_stride, staging);
       chunk.rows = staged.rows;
       chunk.offset_bytes = 0;
       sum_chunk(chunk, sums.view());
-      check_and_merge(chunk, sums.view(), into, n, mean, growth);
+      check_and_merge(chunk, sums.view(), n, mean, growth);
     }
     n += num_rows;
   }

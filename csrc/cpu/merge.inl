@@ -121,19 +121,18 @@ inline DoubleVector load_as(const T* from, DoubleVector) {
 // Merges the sums of a chunk of m rows into (n, mean) and adds to growth, a number for each strip,
 // what the sums of squares grow by.
 template <typename Accumulator>
-void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t num_columns, MergeInto into,
-                 int64_t n, double* mean, double* growth) {
+void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t num_columns, int64_t n,
+                 double* mean, double* growth) {
   const double inverse_rows = 1.0 / static_cast<double>(m);
-  const auto add_one = [growth](int64_t strip, const Sums<1, double>& sum) {
-    growth[strip] += sum.value[0];
-  };
   if (n == 0) {
     const auto start = [&](int64_t j, auto kind) {
       const auto t = load_as(sums.t + j, kind);
       store(mean + j, chunk_mean(load_as(sums.pivot + j, kind), t, inverse_rows));
       return Sums<1, decltype(kind)>{{chunk_sumsq(load_as(sums.q + j, kind), t, inverse_rows)}};
     };
-    sum_strips<1>(num_columns, start, add_one);
+    sum_strips<1>(num_columns, start, [growth](int64_t strip, const Sums<1, double>& sum) {
+      growth[strip] += sum.value[0];
+    });
     return;
   }
   const MergeWeights weights = merge_weights(n, m);
@@ -145,17 +144,9 @@ void merge_chunk(const SumsView<Accumulator>& sums, int64_t m, int64_t num_colum
     return Sums<2, decltype(kind)>{{chunk_sumsq(load_as(sums.q + j, kind), t, inverse_rows),
                                     delta * delta * weights.sumsq_weight}};
   };
-  if (into == MergeInto::kState) {
-    sum_strips<2>(num_columns, merge, [growth](int64_t strip, const Sums<2, double>& sum) {
-      growth[strip] += sum.value[0] + sum.value[1];
-    });
-    return;
-  }
-  const auto merge_together = [&](int64_t j, auto kind) {
-    const auto both = merge(j, kind);
-    return Sums<1, decltype(kind)>{{both.value[0] + both.value[1]}};
-  };
-  sum_strips<1>(num_columns, merge_together, add_one);
+  sum_strips<2>(num_columns, merge, [growth](int64_t strip, const Sums<2, double>& sum) {
+    growth[strip] += sum.value[0] + sum.value[1];
+  });
 }
 
 void merge_means(const double* other_mean, int64_t m, int64_t n, double* mean, int64_t num_columns,

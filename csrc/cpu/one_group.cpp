@@ -147,21 +147,21 @@ class OneGroup {
   // waits.
   void sum_segment(const Segment& segment, int64_t begin, int64_t tile, Worker& worker) {
     double* growth = segment.growth + tile * kTileStrips;
-    const auto merge = [&](MergeInto into, int64_t n, double* mean) {
-      batch_.merge_rows(workspace_.caller.sorted, begin, begin + segment.num_rows, tile, into, n,
-                        mean, growth, worker);
+    const auto merge = [&](int64_t n, double* mean) {
+      batch_.merge_rows(workspace_.caller.sorted, begin, begin + segment.num_rows, tile, n, mean,
+                        growth, worker);
     };
     const int64_t n = batch_.state.counts[segment.class_index];
     double* state_mean = batch_.state_mean(segment.class_index, tile);
     if (segment.mean != nullptr) {
-      merge(MergeInto::kSegment, 0, segment.mean + tile * kTileColumns);
+      merge(0, segment.mean + tile * kTileColumns);
     } else if (n == 0) {
-      merge(MergeInto::kSegment, 0, state_mean);  // the segment's moments are the state's
+      merge(0, state_mean);  // the segment's moments are the state's
     } else if (segment.num_rows <= kChunkRows) {
-      merge(MergeInto::kState, n, state_mean);
+      merge(n, state_mean);  // a chunk merges as a segment does
     } else {
       alignas(64) double mean[kTileColumns];
-      merge(MergeInto::kSegment, 0, mean);
+      merge(0, mean);
       batch_.kernels.merge_means(mean, segment.num_rows, n, state_mean, batch_.tile_columns(tile),
                                  growth);
     }

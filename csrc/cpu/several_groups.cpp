@@ -49,7 +49,7 @@ void add_slice(const Batch& batch, const Slice& slice, Group& group, Worker& wor
     Segment& segment = group.open_segment(batch, slice.class_index);
     const int64_t end = begin + rows_for_segment(segment.num_rows, slice.end - begin);
     for (int64_t tile = 0; tile < batch.num_tiles; ++tile) {
-      batch.merge_rows(worker.sorted, begin, end, tile, MergeInto::kSegment, segment.num_rows,
+      batch.merge_rows(worker.sorted, begin, end, tile, segment.num_rows,
                        segment.mean + tile * kTileColumns, segment.growth + tile * kTileStrips,
                        worker);
     }

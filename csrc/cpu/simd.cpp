@@ -14,7 +14,8 @@ std::vector<Level> runnable_levels() {
   std::vector<Level> levels = {{"generic", &generic::kKernels}};
 #ifdef DEEPREP_X86_KERNELS
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     levels.push_back({"avx2", &avx2::kKernels});
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

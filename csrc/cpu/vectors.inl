@@ -83,6 +83,56 @@ inline FloatVector widen_vector(const Half* from) {
 #endif
 }
 
+// a * b + c, rounded once: the same number on every machine. Without the instruction float32 goes
+// through float64, where the product is exact and the sum is rounded to odd: of the two float64
+// neighbours of the exact sum the one with an odd last bit, from which rounding to float32 is right
+// (Boldo and Melquiond, 2008).
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#if defined(__AVX512F__)
+inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
+  return reinterpret_cast<FloatVector>(_mm512_fmadd_ps(a, b, c));
+}
+inline DoubleVector fma(DoubleVector a, DoubleVector b, DoubleVector c) {
+  return reinterpret_cast<DoubleVector>(_mm512_fmadd_pd(a, b, c));
+}
+#elif defined(__FMA__)
+inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
+  return reinterpret_cast<FloatVector>(_mm256_fmadd_ps(a, b, c));
+}
+inline DoubleVector fma(DoubleVector a, DoubleVector b, DoubleVector c) {
+  return reinterpret_cast<DoubleVector>(_mm256_fmadd_pd(a, b, c));
+}
+#elif defined(__ARM_FEATURE_FMA)
+inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
+  return reinterpret_cast<FloatVector>(vfmaq_f32(c, a, b));
+}
+inline DoubleVector fma(DoubleVector a, DoubleVector b, DoubleVector c) {
+  return reinterpret_cast<DoubleVector>(vfmaq_f64(c, a, b));
+}
+#else
+inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
+  typedef double Doubles __attribute__((vector_size(2 * kVectorBytes)));
+  typedef int64_t Bits __attribute__((vector_size(2 * kVectorBytes)));
+  const Doubles product = __builtin_convertvector(a, Doubles) * __builtin_convertvector(b, Doubles);
+  const Doubles addend = __builtin_convertvector(c, Doubles);
+  const Doubles sum = product + addend;
+  const Doubles part = sum - product;
+  const Doubles error = (product - (sum - part)) + (addend - part);
+  const Bits is_inexact = (error < 0) | (error > 0);  // false for a NaN
+  const Bits bits = reinterpret_cast<Bits>(sum);
+  const Bits grows = (error < 0) == (sum < 0);  // -1 where the exact sum is the larger in size
+  const Bits is_even = (bits & 1) - 1;
+  const Bits odd = bits + (is_inexact & is_even & (-1 - 2 * grows));
+  return __builtin_convertvector(reinterpret_cast<Doubles>(odd), FloatVector);
+}
+inline DoubleVector fma(DoubleVector a, DoubleVector b, DoubleVector c) {
+  DoubleVector result;
+  for (int i = 0; i < kDoubles; ++i) result[i] = fma(a[i], b[i], c[i]);
+  return result;
+}
+#endif
+
 // kDoubles numbers as doubles.
 inline DoubleVector load_doubles(const double* from) { return load<DoubleVector>(from); }
 inline DoubleVector load_doubles(const float* from) {
