@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "class_moments.h"
+#include "cpu/row_order.h"
 #include "cpu/simd.h"
 #ifdef DEEPREP_HAS_CUDA
 #include "cuda/launch.h"
@@ -84,6 +85,11 @@ void bound_set_simd_level(const std::string& name) {
   throw py::value_error("DEEPREP_SIMD is '" + name + "', expected one of: " + names);
 }
 
+void bound_set_row_order(const std::string& name) {
+  if (set_row_order(name)) return;
+  throw py::value_error("DEEPREP_ORDER is '" + name + "', expected one of: auto, class, input");
+}
+
 #ifdef DEEPREP_HAS_CUDA
 void bound_class_moments_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,
                               int64_t num_columns, int64_t row_stride, int64_t column_stride,
@@ -141,6 +147,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("simd_level", &simd_level);
   m.def("available_simd_levels", &available_simd_levels);
   m.def("set_simd_level", &bound_set_simd_level);
+  m.def("row_order", &row_order);
+  m.def("set_row_order", &bound_set_row_order);
 #ifdef DEEPREP_HAS_CUDA
   m.attr("cuda") = cuda::build_description();
   m.def("class_moments_cuda_scratch", &cuda::class_moments_scratch);

@@ -34,6 +34,8 @@ except ImportError as error:  # a source tree that was never built
 
 if _forced_level := os.environ.get("DEEPREP_SIMD"):
     _core.set_simd_level(_forced_level)
+if _forced_order := os.environ.get("DEEPREP_ORDER"):
+    _core.set_row_order(_forced_order)
 
 _FEATURE_TYPES = {
     torch.float32: _core.FeatureType.float32,
@@ -396,7 +398,7 @@ def build_info() -> dict[str, Any]:
     --------
     >>> import deeprep
     >>> sorted(deeprep.build_info())
-    ['compiler', 'cuda', 'deeprep', 'num_threads', 'simd', 'simd_available', 'torch']
+    ['compiler', 'cuda', 'deeprep', 'num_threads', 'row_order', 'simd', 'simd_available', 'torch']
     """
     from importlib.metadata import version
 
@@ -406,6 +408,7 @@ def build_info() -> dict[str, Any]:
         "compiler": _core.compiler,
         "simd": _core.simd_level(),
         "simd_available": _core.available_simd_levels(),
+        "row_order": _core.row_order(),
         "cuda": _core.cuda,
         "num_threads": torch.get_num_threads(),
     }

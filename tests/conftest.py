@@ -26,13 +26,14 @@ def _same_randomness() -> None:
 
 @pytest.fixture
 def restore_threads():
-    """Restore the number of threads and the instruction set after a test that changes them."""
+    """Restore the number of threads and the core's settings after a test that changes them."""
     from deeprep import _core
 
-    threads, level = torch.get_num_threads(), _core.simd_level()
+    threads, level, order = torch.get_num_threads(), _core.simd_level(), _core.row_order()
     yield
     torch.set_num_threads(threads)
     _core.set_simd_level(level)
+    _core.set_row_order(order)
 
 
 @pytest.fixture

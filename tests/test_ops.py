@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -98,7 +99,10 @@ MANY_BLOCKS = {"num_rows": 26000, "num_columns": 128, "num_classes": 48}
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("adversary", ADVERSARIES)
-def test_accuracy_contract_over_groups_and_blocks(dtype, adversary):
+@pytest.mark.parametrize("order", ["class", "input"])
+@pytest.mark.usefixtures("restore_threads")
+def test_accuracy_contract_over_groups_and_blocks(dtype, adversary, order):
+    _core.set_row_order(order)
     features, labels = make_batch(7, **MANY_BLOCKS, dtype=dtype, adversary=adversary, ignored=True)
     got = moments(features, labels, 48)
     assert_within_contract(got, features, labels, 48)
@@ -129,17 +133,19 @@ def test_squares_outside_the_range_of_float32(scale):
     ("num_rows", "num_columns", "num_classes"),
     [(40000, 64, 3), (3000, 1030, 7), (1000, 2100, 300), (50000, 19, 4), (26000, 128, 48)],
 )
-def test_same_bits_on_every_thread_count_and_instruction_set(
+def test_same_bits_on_every_thread_count_instruction_set_and_order_of_rows(
     dtype, num_rows, num_columns, num_classes
 ):
     features, labels = make_batch(3, num_rows, num_columns, num_classes, dtype, "offset")
     results = set()
-    for level in _core.available_simd_levels():
-        for threads in (1, 2, 3, 8):
-            _core.set_simd_level(level)
-            torch.set_num_threads(threads)
-            got = moments(features, labels, num_classes)
-            results.add(b"".join(tensor.numpy().tobytes() for tensor in got))
+    for level, order, threads in itertools.product(
+        _core.available_simd_levels(), ("class", "input"), (1, 2, 3, 8)
+    ):
+        _core.set_simd_level(level)
+        _core.set_row_order(order)
+        torch.set_num_threads(threads)
+        got = moments(features, labels, num_classes)
+        results.add(b"".join(tensor.numpy().tobytes() for tensor in got))
     assert len(results) == 1
 
 
@@ -361,13 +367,22 @@ def test_an_unknown_instruction_set_is_refused_by_name():
     assert "DEEPREP_SIMD is 'avx1024', expected one of: generic" in done.stderr
 
 
-def test_environment_variable_forces_the_instruction_set():
-    command = "import deeprep; print(deeprep.build_info()['simd'])"
-    environment = {**os.environ, "DEEPREP_SIMD": "generic"}
+def test_an_unknown_order_of_rows_is_refused_by_name():
+    environment = {**os.environ, "DEEPREP_ORDER": "output"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import deeprep"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "DEEPREP_ORDER is 'output', expected one of: auto, class, input" in done.stderr
+
+
+def test_environment_variables_force_the_instruction_set_and_the_order_of_rows():
+    command = "import deeprep; info = deeprep.build_info(); print(info['simd'], info['row_order'])"
+    environment = {**os.environ, "DEEPREP_SIMD": "generic", "DEEPREP_ORDER": "input"}
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "generic"
+    assert done.stdout.strip() == "generic input"
 
 
 def test_show_config_prints_what_is_in_use(capsys):

@@ -35,12 +35,27 @@ void Batch::reserve_rows(Worker& worker, int64_t num_rows) const {
   worker.sorted.reserve(num_rows, state.num_classes);
 }
 
-bool Batch::sort_rows(int64_t first_row, int64_t num_rows, Worker& worker) const {
-  const bool all_good = visit_labels(labels.data, labels.type, [&](const auto* values) {
+void Batch::reserve_chunks(Worker& worker) const {
+  worker.classes.resize(plan.block_rows);
+  worker.chunks.resize(state.num_classes);
+  const int64_t accumulator = features.type == FeatureType::kFloat64 ? 8 : 4;
+  const int64_t bytes = kOpenChunkSums * open_chunk_columns(features.num_columns) * accumulator;
+  worker.sums.reset(new unsigned char[state.num_classes * bytes]);
+  for (int64_t k = 0; k < state.num_classes; ++k) {
+    worker.chunks[k].num_rows = 0;
+    worker.chunks[k].sums = worker.sums.get() + k * bytes;
+  }
+}
+
+bool Batch::read_classes(int64_t first_row, int64_t num_rows, Worker& worker) const {
+  return visit_labels(labels.data, labels.type, [&](const auto* values) {
     return kernels.read_classes(values + first_row, num_rows, state.num_classes,
                                 labels.ignore_index, worker.classes.data());
   });
-  if (!all_good) return false;
+}
+
+bool Batch::sort_rows(int64_t first_row, int64_t num_rows, Worker& worker) const {
+  if (!read_classes(first_row, num_rows, worker)) return false;
   const int64_t row_stride_bytes = features.row_stride * size_of(features.type);
   const char* row = static_cast<const char*>(features.data) + first_row * row_stride_bytes;
   worker.sorted.sort(worker.classes.data(), row, row_stride_bytes, num_rows);

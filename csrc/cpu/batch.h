@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "class_moments.h"
@@ -27,6 +28,9 @@ struct Worker {
   std::vector<int32_t> classes;        // of a block's rows, -1 where ignored
   SortedRows sorted;                   // the block's rows
   std::vector<unsigned char> staging;  // a tile of a chunk, where column_stride != 1
+  // In input order only: a chunk for each class, and its sums.
+  std::vector<OpenChunk> chunks;
+  std::unique_ptr<unsigned char[]> sums;
 };
 
 class Batch {
@@ -36,6 +40,12 @@ class Batch {
   // Allocate a worker's scratch: what it needs to merge rows, and to sort blocks of num_rows.
   void reserve_staging(Worker& worker) const;
   void reserve_rows(Worker& worker, int64_t num_rows) const;
+
+  // The same for blocks that are visited in input order.
+  void reserve_chunks(Worker& worker) const;
+
+  // The classes of a block's rows; false where there is a bad label.
+  bool read_classes(int64_t first_row, int64_t num_rows, Worker& worker) const;
 
   // Sorts the rows of a block; false where there is a bad label.
   bool sort_rows(int64_t first_row, int64_t num_rows, Worker& worker) const;

@@ -52,8 +52,8 @@ struct ChunkRows {
 // Adds the columns from j on that a `Widened` holds, of kRows rows, to the sums; the first rows of
 // a chunk set them, and the pivot.
 template <typename Widened, int kRows, bool kFirst, typename T, typename Accumulator>
-inline void add_columns(const T* const (&row)[kRows], int64_t j,
-                        const SumsView<Accumulator>& sums) {
+[[gnu::always_inline]] inline void add_columns(const T* const (&row)[kRows], int64_t j,
+                                               const SumsView<Accumulator>& sums) {
   constexpr int kParts = Widened::kParts;
   const Widened pivot = kFirst ? widen_columns<Widened>(row[0] + j) : Widened::load(sums.pivot + j);
   Widened t = {};
@@ -83,8 +83,8 @@ inline void add_columns(const T* const (&row)[kRows], int64_t j,
   q.store(sums.q + j);
 }
 
-// Adds a group, rows [i, i + kRows).
-template <int kRows, bool kFirst, typename T, typename Accumulator>
+// Adds a group, rows [i, i + kRows). kScattered: visited in class order.
+template <int kRows, bool kFirst, bool kScattered, typename T, typename Accumulator>
 inline void add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
   const int64_t num_columns = chunk.num_columns;
   const T* row[kRows];
@@ -92,12 +92,12 @@ inline void add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accum
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     row[r] = chunk.row(i + r);
-    later[r] = chunk.row(i + r + kRowsAhead);
+    if (kScattered) later[r] = chunk.row(i + r + kRowsAhead);
   }
   int64_t j = 0;
   for (; j + Line<T>::kColumns <= num_columns; j += Line<T>::kColumns) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) __builtin_prefetch(later[r] + j, 0, 2);
+    for (int r = 0; kScattered && r < kRows; ++r) __builtin_prefetch(later[r] + j, 0, 2);
     add_columns<Line<T>, kRows, kFirst>(row, j, sums);
   }
   for (; j + OneVector<T>::kColumns <= num_columns; j += OneVector<T>::kColumns) {
@@ -106,42 +106,47 @@ inline void add_group(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accum
   for (; j < num_columns; ++j) add_columns<OneColumn<T>, kRows, kFirst>(row, j, sums);
 }
 
-template <bool kFirst, typename T, typename Accumulator>
+template <bool kFirst, bool kScattered, typename T, typename Accumulator>
 void add_rest(const ChunkRows<T>& chunk, int64_t i, const SumsView<Accumulator>& sums) {
   switch (chunk.num_rows - i) {
     case 1:
-      return add_group<1, kFirst>(chunk, i, sums);
+      return add_group<1, kFirst, kScattered>(chunk, i, sums);
     case 2:
-      return add_group<2, kFirst>(chunk, i, sums);
+      return add_group<2, kFirst, kScattered>(chunk, i, sums);
     case 3:
-      return add_group<3, kFirst>(chunk, i, sums);
+      return add_group<3, kFirst, kScattered>(chunk, i, sums);
     case 4:
-      return add_group<4, kFirst>(chunk, i, sums);
+      return add_group<4, kFirst, kScattered>(chunk, i, sums);
     case 5:
-      return add_group<5, kFirst>(chunk, i, sums);
+      return add_group<5, kFirst, kScattered>(chunk, i, sums);
     case 6:
-      return add_group<6, kFirst>(chunk, i, sums);
+      return add_group<6, kFirst, kScattered>(chunk, i, sums);
     case 7:
-      return add_group<7, kFirst>(chunk, i, sums);
+      return add_group<7, kFirst, kScattered>(chunk, i, sums);
   }
+}
+
+template <typename T, typename Accumulator>
+inline void put_in_order(const SumsView<Accumulator>& sums, int64_t num_columns) {
+  in_order<T>(sums.pivot, num_columns);
+  in_order<T>(sums.t, num_columns);
+  in_order<T>(sums.q, num_columns);
 }
 
 // Sums a chunk.
 template <typename T, typename Accumulator>
 void sum_chunk(const ChunkRows<T>& chunk, const SumsView<Accumulator>& sums) {
   if (chunk.num_rows < kGroupRows) {
-    add_rest<true>(chunk, 0, sums);
+    add_rest<true, true>(chunk, 0, sums);
   } else {
-    add_group<kGroupRows, true>(chunk, 0, sums);
+    add_group<kGroupRows, true, true>(chunk, 0, sums);
     int64_t i = kGroupRows;
     for (; i + kGroupRows <= chunk.num_rows; i += kGroupRows) {
-      add_group<kGroupRows, false>(chunk, i, sums);
+      add_group<kGroupRows, false, true>(chunk, i, sums);
     }
-    add_rest<false>(chunk, i, sums);
+    add_rest<false, true>(chunk, i, sums);
   }
-  in_order<T>(sums.pivot, chunk.num_columns);
-  in_order<T>(sums.t, chunk.num_columns);
-  in_order<T>(sums.q, chunk.num_columns);
+  put_in_order<T>(sums, chunk.num_columns);
 }
 
 template <int kWidth>

@@ -1,12 +1,11 @@
 // class_moments on the CPU. plan.h says what is computed, and in which order; who does what is said
 // in one_group.cpp and several_groups.cpp.
 //
-// Rows are visited in class order, so that a class's accumulators stay in the first-level cache: a
-// stable counting sort of a block's labels, then class by class. They are then scattered reads,
+// Long rows are visited in class order, so that a class's accumulators stay in the first-level cache:
+// a stable counting sort of a block's labels, then class by class. They are then scattered reads,
 // which small blocks keep within few pages; not smaller, since closing the chunks of K classes
-// costs K * d float64 updates a block. Tried and slower, two threads:
-// - input order with the open chunks of all classes in the second-level cache: 1.05 to 1.2 x for
-//   d = 64 and 128; five lines of accumulators move for each line of features;
+// costs K * d float64 updates a block. Short rows of few classes are visited as they come
+// (row_order.h). Tried and slower, two threads:
 // - prefetching the next block in sequence: slower in 5 of 6 cells, by up to 1.6 x, one thread;
 // - one block a group: 1.07 x for d = 512, K = 100.
 #include "class_moments.h"

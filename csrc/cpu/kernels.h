@@ -24,6 +24,24 @@ struct SliceOnTile {
   int64_t num_columns;      // of the tile, <= kTileColumns
 };
 
+// Rows of a block in input order, unit column stride.
+struct RowsInOrder {
+  const char* first_row;
+  int64_t row_stride_bytes;
+  int64_t num_columns;     // <= kTileColumns
+  const int32_t* classes;  // -1 where ignored
+};
+
+// A chunk that is given its rows one by one. They wait until they are a group.
+struct OpenChunk {
+  const char* rows[kChunkRows];
+  int64_t num_rows;
+  void* sums;  // kOpenChunkSums arrays of open_chunk_columns() accumulators
+};
+constexpr int64_t kOpenChunkSums = 3;
+// A line more than the columns take, so that arrays never lie a power of two apart.
+constexpr int64_t open_chunk_columns(int64_t num_columns) { return num_columns / 16 * 16 + 32; }
+
 struct Kernels {
   // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for
   // each strip of the tile, what the sums of squares grow by. staging: kChunkRows x num_columns
@@ -31,6 +49,17 @@ struct Kernels {
   using MergeSlice = void (*)(const SliceOnTile& slice, int64_t n, double* mean, double* growth,
                               void* staging);
   MergeSlice merge_slice[kNumFeatureTypes];  // indexed by FeatureType
+
+  // Gives rows [begin, end) to the chunks of their classes, until one of these is full; returns
+  // the row behind the one that filled it, or end.
+  using GiveRows = int64_t (*)(const RowsInOrder& rows, int64_t begin, int64_t end,
+                               OpenChunk* chunks);
+  GiveRows give_rows[kNumFeatureTypes];
+
+  // Merges a chunk that has rows as merge_slice does, and empties it.
+  using CloseChunk = void (*)(OpenChunk& chunk, int64_t num_columns, int64_t n, double* mean,
+                              double* growth);
+  CloseChunk close_chunk[kNumFeatureTypes];
 
   // Merges (m, other_mean) into (n, mean), both num_columns <= kTileColumns wide, and adds to
   // growth, a number for each strip, what the sums of squares grow by the distance of the two

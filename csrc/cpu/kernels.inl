@@ -74,6 +74,65 @@ void merge_slice(const SliceOnTile& slice, int64_t n, double* mean, double* grow
   }
 }
 
+// ---------------------------------------------------------------- rows in input order
+
+template <typename T>
+SumsView<typename AccumulatorOf<T>::type> sums_of(const OpenChunk& chunk, int64_t num_columns) {
+  auto* const sums = static_cast<typename AccumulatorOf<T>::type*>(chunk.sums);
+  const int64_t stride = open_chunk_columns(num_columns);
+  return {sums, sums + stride, sums + 2 * stride};
+}
+
+// A group of eight rows is summed by the kernel of class order, so the bits are the same. What
+// differs is when: as soon as it is there, while its rows are in a near cache, and memory is asked
+// for in sequence, kBytesAhead of the row that is given. Tried, one thread of a Zen 4, 64 columns
+// in ten classes, 13.7 ns a row as it is and 20.4 in class order:
+// - reading the rows as they come, for the hardware prefetchers: 17.9, nothing runs beside the
+//   reads; the same interleaved with the sums: 34;
+// - adding row by row to sums of the class's group: 18.3 to 26, each row waits for the stores of
+// the
+//   one before.
+template <typename T>
+int64_t give_rows(const RowsInOrder& rows, int64_t begin, int64_t end, OpenChunk* chunks) {
+  constexpr int64_t kBytesAhead = 8192;
+  const int64_t row_bytes = rows.num_columns * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes_ahead = (kBytesAhead / row_bytes + 1) * rows.row_stride_bytes;
+  for (int64_t i = begin; i < end; ++i) {
+    const char* row = rows.first_row + i * rows.row_stride_bytes;
+    const uintptr_t later = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(bytes_ahead);
+    for (int64_t b = 0; b < row_bytes; b += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(later + static_cast<uintptr_t>(b)), 0, 2);
+    }
+    if (rows.classes[i] < 0) continue;
+    OpenChunk& chunk = chunks[rows.classes[i]];
+    chunk.rows[chunk.num_rows++] = row;
+    if (chunk.num_rows % kGroupRows != 0) continue;
+    const ChunkRows<T> all = {chunk.rows, 0, chunk.num_rows, rows.num_columns};
+    const auto sums = sums_of<T>(chunk, rows.num_columns);
+    if (chunk.num_rows == kGroupRows) {
+      add_group<kGroupRows, true, false>(all, 0, sums);
+    } else {
+      add_group<kGroupRows, false, false>(all, chunk.num_rows - kGroupRows, sums);
+    }
+    if (chunk.num_rows == kChunkRows) return i + 1;
+  }
+  return end;
+}
+
+template <typename T>
+void close_chunk(OpenChunk& chunk, int64_t num_columns, int64_t n, double* mean, double* growth) {
+  const ChunkRows<T> all = {chunk.rows, 0, chunk.num_rows, num_columns};
+  const auto sums = sums_of<T>(chunk, num_columns);
+  if (chunk.num_rows < kGroupRows) {
+    add_rest<true, false>(all, 0, sums);
+  } else {
+    add_rest<false, false>(all, chunk.num_rows / kGroupRows * kGroupRows, sums);
+  }
+  put_in_order<T>(sums, num_columns);
+  check_and_merge(all, sums, n, mean, growth);
+  chunk.num_rows = 0;
+}
+
 template <typename T>
 void shift_row(const void* row_data, int64_t column_stride, const void* pivot_data, void* out_data,
                int64_t num_columns) {
@@ -114,6 +173,8 @@ bool read_classes(const Label* labels, int64_t num_rows, int64_t num_classes, in
 // In the order of FeatureType.
 const Kernels kKernels = {
     {&merge_slice<float>, &merge_slice<double>, &merge_slice<Half>, &merge_slice<BFloat16>},
+    {&give_rows<float>, &give_rows<double>, &give_rows<Half>, &give_rows<BFloat16>},
+    {&close_chunk<float>, &close_chunk<double>, &close_chunk<Half>, &close_chunk<BFloat16>},
     &merge_means,
     &squared_distance,
     {&shift_row<float>, &shift_row<double>, &shift_row<Half>, &shift_row<BFloat16>},

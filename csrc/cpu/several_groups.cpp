@@ -9,6 +9,7 @@
 
 #include "cpu/batch.h"
 #include "cpu/parallel.h"
+#include "cpu/row_order.h"
 
 namespace deeprep {
 namespace {
@@ -58,8 +59,43 @@ void add_slice(const Batch& batch, const Slice& slice, Group& group, Worker& wor
   }
 }
 
+// Merges a chunk into the open segment of its class.
+void close_chunk(const Batch& batch, int64_t class_index, Group& group, OpenChunk& chunk) {
+  Segment& segment = group.open_segment(batch, class_index);
+  const int64_t num_rows = chunk.num_rows;
+  batch.kernels.close_chunk[static_cast<int>(batch.features.type)](
+      chunk, batch.features.num_columns, segment.num_rows, segment.mean, segment.growth);
+  segment.num_rows += num_rows;
+}
+
+// As sum_group, in input order.
+bool sum_group_as_it_comes(const Batch& batch, int64_t begin, int64_t end, Group& group,
+                           Worker& worker) {
+  const Features& features = batch.features;
+  const int64_t row_stride_bytes = features.row_stride * size_of(features.type);
+  const auto give_rows = batch.kernels.give_rows[static_cast<int>(features.type)];
+  for (int64_t row = begin; row < end; row += batch.plan.block_rows) {
+    const int64_t num_rows = std::min(batch.plan.block_rows, end - row);
+    if (!batch.read_classes(row, num_rows, worker)) return false;
+    const RowsInOrder rows = {static_cast<const char*>(features.data) + row * row_stride_bytes,
+                              row_stride_bytes, features.num_columns, worker.classes.data()};
+    for (int64_t i = 0; i < num_rows;) {
+      i = give_rows(rows, i, num_rows, worker.chunks.data());
+      const int32_t k = worker.classes[i - 1];
+      if (k >= 0 && worker.chunks[k].num_rows == kChunkRows) {
+        close_chunk(batch, k, group, worker.chunks[k]);
+      }
+    }
+    for (int64_t k = 0; k < batch.state.num_classes; ++k) {
+      if (worker.chunks[k].num_rows > 0) close_chunk(batch, k, group, worker.chunks[k]);
+    }
+  }
+  return true;
+}
+
 // Forms the segments of the group's rows [begin, end); false where there is a bad label.
 bool sum_group(const Batch& batch, int64_t begin, int64_t end, Group& group, Worker& worker) {
+  if (!worker.chunks.empty()) return sum_group_as_it_comes(batch, begin, end, group, worker);
   for (int64_t row = begin; row < end; row += batch.plan.block_rows) {
     const int64_t num_rows = std::min(batch.plan.block_rows, end - row);
     if (!batch.sort_rows(row, num_rows, worker)) return false;
@@ -89,7 +125,12 @@ bool merge_several_groups(const Batch& batch) {
   groups.reserve(batch.plan.num_groups);
   for (int64_t g = 0; g < batch.plan.num_groups; ++g) groups.emplace_back(batch);
   std::vector<Worker> workers(batch.num_workers);
+  const bool in_input_order = visit_in_input_order(batch.features, batch.state.num_classes);
   for (Worker& worker : workers) {
+    if (in_input_order) {
+      batch.reserve_chunks(worker);
+      continue;
+    }
     batch.reserve_staging(worker);
     batch.reserve_rows(worker, batch.plan.block_rows);
   }

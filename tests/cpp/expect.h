@@ -12,6 +12,7 @@
 #include <string>
 
 #include "class_moments.h"
+#include "cpu/row_order.h"
 #include "cpu/simd.h"
 #include "reference.h"
 
@@ -44,24 +45,29 @@ inline void expect_ok(const Status& status, const std::string& name) {
   expect(status.ok(), name + ": " + describe(status, 0, kIgnore));
 }
 
-// Runs `update` (on a fresh state, with a number of threads) at every SIMD level and thread count,
-// demands the same bits of all, and returns the state.
+// Runs `update` (on a fresh state, with a number of threads) at every SIMD level, in both orders of
+// rows and with every number of threads, demands the same bits of all, and returns the state.
 inline State same_everywhere(int64_t num_classes, int64_t num_columns, const std::string& name,
                              const std::function<void(const State&, int)>& update) {
   std::unique_ptr<State> first;
   for (const std::string& level : available_simd_levels()) {
     expect(set_simd_level(level), name + ": cannot choose level " + level);
-    for (const int num_threads : kThreadCounts) {
-      auto state = std::make_unique<State>(num_classes, num_columns);
-      update(*state, num_threads);
-      if (first == nullptr) {
-        first = std::move(state);
-      } else {
-        expect(state->same_bits(*first),
-               name + ": other bits with " + std::to_string(num_threads) + " threads");
+    for (const char* order : {"class", "input"}) {
+      expect(set_row_order(order), name + ": cannot choose the order " + order);
+      for (const int num_threads : kThreadCounts) {
+        auto state = std::make_unique<State>(num_classes, num_columns);
+        update(*state, num_threads);
+        if (first == nullptr) {
+          first = std::move(state);
+        } else {
+          expect(state->same_bits(*first), name + ": other bits at level " + level + ", in " +
+                                               order + " order, with " +
+                                               std::to_string(num_threads) + " threads");
+        }
       }
     }
   }
+  set_row_order("auto");
   return std::move(*first);
 }
 
