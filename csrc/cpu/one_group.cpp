@@ -158,6 +158,10 @@ class OneGroup {
     } else if (n == 0) {
       merge(0, state_mean);  // the segment's moments are the state's
     } else if (segment.num_rows <= kChunkRows) {
+      // Where classes are many the mean lies in no cache, and is needed when the chunk ends.
+      for (int64_t j = 0; j < batch_.tile_columns(tile); j += 8) {
+        __builtin_prefetch(state_mean + j, 1, 2);
+      }
       merge(n, state_mean);  // a chunk merges as a segment does
     } else {
       alignas(64) double mean[kTileColumns];
