@@ -22,11 +22,20 @@ from deeprep.state.merge import merge_moments
 from deeprep.state.moments import Moments
 from deeprep.state.statistics import Change, State, Statistics
 
-__all__ = ["all_reduce", "merged_share"]
+__all__ = ["all_reduce", "merged_share", "message_bytes"]
 
-# Numbers of one message, 32 MiB: enough to run the network at full speed. Some four such buffers
+# Numbers of one message, 8 MiB: enough to run the network at full speed. Some four such buffers
 # are the memory that reducing states of any size takes.
-_BUCKET_ENTRIES = 1 << 22
+_BUCKET_ENTRIES = 1 << 20
+
+
+def message_bytes(num_classes: int, num_features: int, num_ranks: int) -> int:
+    """Return how much memory rows of other ranks take at most, while they wait to be merged."""
+    row = 8 * num_features + 16
+    others = num_ranks - 1
+    return min(
+        2 * max(8 * _BUCKET_ENTRIES, others * row), others * row * -(-num_classes // num_ranks)
+    )
 
 
 class _Found(NamedTuple):

@@ -1,4 +1,4 @@
-"""States that are too large to be whole on any one process: each holds some of the classes."""
+"""States of many processes, some classes on each, and the numbers of the whole."""
 
 from __future__ import annotations
 
