@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+
+# Of the messages of `Ranks.consult`, so that those of other code are not taken for them.
+_CONSULT_TAG = 0x64656570
 
 
 class RankLostError(RuntimeError):
@@ -65,24 +68,110 @@ class Ranks(NamedTuple):
         On rank 0, gloo names those that are missing, within the timeout of the group.
         """
         values: list[Any] = [None] * self.size
+        self._meet()
         with self.watch():
-            timeout = _gloo_timeout(self.group)
-            if timeout is not None:
-                # Without a timeout of its own it would wait for half an hour.
-                distributed.monitored_barrier(self.group, timeout, wait_all_ranks=True)
             distributed.all_gather_object(values, value, self.group)
         return values
 
+    def _meet(self) -> None:
+        """Wait for all of gloo's ranks; where some are missing, rank 0's error names them."""
+        timeout = _gloo_timeout(self.group)
+        if timeout is not None:
+            with self.watch():
+                # Without a timeout of its own it would wait for half an hour.
+                distributed.monitored_barrier(self.group, timeout, wait_all_ranks=True)
+
+    def consult(
+        self,
+        message: Tensor,
+        answer: Callable[[list[Tensor]], Tensor],
+        joined: Callable[[], None],
+    ) -> Tensor:
+        """Have rank 0 answer the messages of all ranks, and return the answer to all of them.
+
+        It takes the time of one small all_reduce: with gloo, messages lie ready when the ranks
+        meet, and errors are as in `gather`.
+
+        Parameters
+        ----------
+        message
+            On `any_device`, of the same shape and dtype on every rank, as is the answer.
+        answer
+            Called on rank 0, with the messages in the order of the ranks.
+        joined
+            Called when all ranks have come, as far as that is known, and nothing is answered yet.
+        """
+        with self.messages(_CONSULT_TAG) as post:
+            if self.rank == 0:
+                everyone = [message, *(torch.empty_like(message) for _ in range(1, self.size))]
+                incoming = post([], list(enumerate(everyone))[1:])
+                self._meet()
+                joined()
+                incoming.wait()
+                reply = answer(everyone)
+                post([(rank, reply) for rank in range(1, self.size)], []).wait()
+                return reply
+            reply = torch.empty_like(message)
+            if _gloo_timeout(self.group) is not None:
+                # The receive comes first: an answer that is not waited for would be taken for that
+                # of the next call.
+                downward, upward = post([], [(0, reply)]), post([(0, message)], [])
+            else:  # NCCL connects two ranks when they begin, and rank 0 receives before it sends
+                upward, downward = post([(0, message)], []), post([], [(0, reply)])
+            self._meet()
+            joined()
+            upward.wait()
+            downward.wait()
+            return reply
+
+    @contextlib.contextmanager
+    def messages(self, tag: int) -> Iterator[Post]:
+        """Give a function that begins to send tensors to ranks, and to receive others from them.
+
+        ``post(outgoing, incoming)`` takes pairs (rank, contiguous tensor) of `transport`; all ranks
+        call it in the same order. What is under way when the context ends, by whatever exception,
+        is given up: nothing is written to tensors, or read from them, later.
+
+        Parameters
+        ----------
+        tag
+            The same on all ranks; with gloo, messages of another tag are not taken for these.
+        """
+        posted: list[Messages] = []
+
+        def post(outgoing: Mail, incoming: Mail) -> Messages:
+            operations = [
+                distributed.P2POp(operation, tensor, group=self.group, tag=tag, group_peer=rank)
+                for operation, mail in (
+                    (distributed.irecv, incoming),
+                    (distributed.isend, outgoing),
+                )
+                for rank, tensor in mail
+                if tensor.numel() > 0
+            ]
+            messages = Messages(self)
+            posted.append(messages)
+            if operations:
+                with self.watch():
+                    messages.works += distributed.batch_isend_irecv(operations)
+            return messages
+
+        try:
+            yield post
+        finally:
+            for messages in posted:
+                messages.works.clear()
+
     def maximum(self, value: int) -> int:
         """Return the largest of the values of all ranks."""
-        largest = torch.tensor(value, device=self._any_device())
+        largest = torch.tensor(value, device=self.any_device)
         with self.watch():
             distributed.all_reduce(largest, distributed.ReduceOp.MAX, self.group)
         return int(largest)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums, in float64, of each value over all ranks."""
-        sums = torch.tensor(values, dtype=torch.float64, device=self._any_device())
+        sums = torch.tensor(values, dtype=torch.float64, device=self.any_device)
         with self.watch():
             distributed.all_reduce(sums, group=self.group)
         totals: list[float] = sums.tolist()
@@ -94,7 +183,9 @@ class Ranks(NamedTuple):
             with self.watch():
                 distributed.broadcast(buffer, group=self.group, group_src=0)
 
-    def _any_device(self) -> str:
+    @property
+    def any_device(self) -> str:
+        """A type of device whose tensors the group can move, the CPU where it is one."""
         return "cpu" if "cpu" in self._backends() else "cuda"
 
     def _backends(self) -> dict[str, str]:
@@ -112,6 +203,24 @@ class Ranks(NamedTuple):
             )
         # gloo moves only some tensors of some accelerators itself, but all of them over the host.
         return torch.device("cpu" if backends[device_type] == "gloo" else device_type)
+
+
+class Messages:
+    """Messages under way, of one call of `Ranks.messages`' function."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.works: list[Any] = []
+
+    def wait(self) -> None:
+        """Wait until they have been sent and received; on CUDA, let the current stream wait."""
+        with self._ranks.watch():
+            while self.works:
+                self.works.pop().wait()
+
+
+Mail = Iterable[tuple[int, Tensor]]  # tensors, and the ranks they go to or come from
+Post = Callable[[Mail, Mail], Messages]
 
 
 def _gloo_timeout(group: Any) -> timedelta | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from deeprep.base.validate import check_num_classes, check_positive, require
-from deeprep.state.collectives import message_bytes
+from deeprep.state.exchange import message_bytes
 
 __all__ = ["Plan", "plan"]
 

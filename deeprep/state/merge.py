@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
 
-from deeprep.base.indivisible import Step, indivisibly
+from deeprep.base.indivisible import Step
 from deeprep.state import pooled
 from deeprep.state.moments import Moments
 
+# Numbers of the means that are merged at a time: few enough to stay in the cache meanwhile.
+_BLOCK_ENTRIES = 1 << 16
 
-def merge_moments(into: Moments, other: Moments, pooled_scatter: Tensor | None = None) -> None:
-    """Merge `other` into `into`, see `merge_steps`."""
-    indivisibly(*merge_steps(into, other, pooled_scatter))
+
+def merge_in_order(
+    parts: Sequence[Moments], target: Moments, pooled_scatter: Tensor | None = None
+) -> None:
+    """Write into `target` what merging the parts, one after another, makes of the first.
+
+    Parameters
+    ----------
+    parts
+        Of the same classes, on the device of `target`, which may be one of them. The first is
+        overwritten.
+    pooled_scatter
+        (d, d), where given: gets what the distances of the means add, see `merge_steps`.
+    """
+    num_classes, width = target.means.shape
+    # Products want many rows at a time; and torch may sum up a single row in another order.
+    step = num_classes if pooled_scatter is not None else max(2, _BLOCK_ENTRIES // width)
+    begin = 0
+    while begin < num_classes:
+        end = num_classes if num_classes - begin <= step + 1 else begin + step
+        merged, *others = (part.rows(begin, end) for part in parts)
+        for other in others:
+            for change in merge_steps(merged, other, pooled_scatter):
+                change()
+        if parts[0] is not target:
+            for mine, found in zip(target.rows(begin, end), merged, strict=True):
+                mine.copy_(found)
+        begin = end
 
 
 def merge_steps(

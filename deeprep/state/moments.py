@@ -25,3 +25,7 @@ class Moments(NamedTuple):
             torch.zeros((num_classes, num_features), dtype=torch.float64, device=device),
             torch.zeros(num_classes, dtype=torch.float64, device=device),
         )
+
+    def rows(self, begin: int, end: int) -> Moments:
+        """Return the classes [begin, end), as views."""
+        return Moments(*(tensor[begin:end] for tensor in self))

@@ -11,7 +11,7 @@ from rank_checks import cuts, run_checks
 import deeprep
 from deeprep import ClassScatter, class_scatter
 from deeprep.sharded import reduce_scatter
-from deeprep.state import collectives
+from deeprep.state import exchange
 
 WIDTH = 7
 
@@ -27,9 +27,9 @@ def check_shards(rank, size):
     s.update(features[begin:end], labels[begin:end])
     before = s.state_dict()
     whole = class_scatter(features, labels, 23)
-    for entries in (collectives._BUCKET_ENTRIES, 40):
+    for entries in (exchange._BUCKET_ENTRIES, 40):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collectives, "_BUCKET_ENTRIES", entries)
+            patch.setattr(exchange, "_BUCKET_ENTRIES", entries)
             patch.setattr(deeprep.metrics.class_means, "TILE_ENTRIES", entries)
             sharded = reduce_scatter(s)
             discrimination = sharded.discrimination()

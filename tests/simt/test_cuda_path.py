@@ -17,7 +17,7 @@ from interrupts import OURS, check_every_bytecode
 import deeprep
 from deeprep import ClassScatter, _core, class_scatter, ops
 from deeprep.base.ranks import Ranks
-from deeprep.state import pooled, streaming
+from deeprep.state import agreement, pooled, streaming
 
 NUM_CLASSES, WIDTH = 4, 6
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -278,18 +278,17 @@ def test_all_reduce_raises_in_every_process_where_one_met_a_bad_label(monkeypatc
     s.update(features, labels)
     before = s.state_dict()
 
-    def with_a_process_that_met_one(ranks, mine):
-        return [
-            mine,
-            {
-                name: found._replace(flaw="has met a label out of range")
-                for name, found in mine.items()
-            },
-        ]
+    def with_a_process_that_met_one(ranks, message, answer, joined):
+        joined()
+        mine, _ = agreement._read(message)
+        flaw = "has met a label out of range"
+        theirs = {name: found._replace(flaw=flaw) for name, found in mine.items()}
+        return answer([message, agreement._written(theirs)])
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
-    monkeypatch.setattr(Ranks, "gather", with_a_process_that_met_one)
+    monkeypatch.setattr(Ranks, "any_device", "cpu")
+    monkeypatch.setattr(Ranks, "consult", with_a_process_that_met_one)
     with pytest.raises(ValueError, match="the state has met a label out of range on rank 1"):
         s.all_reduce()
     assert_state(s, before)

@@ -13,7 +13,7 @@ from torch import distributed
 
 from deeprep import ClassScatter, class_scatter
 from deeprep.base.ranks import RankLostError
-from deeprep.state import all_reduce_layers, collectives
+from deeprep.state import agreement, all_reduce_layers, collectives, exchange, merge
 
 NUM_CLASSES, WIDTH = 5, 7
 
@@ -155,20 +155,52 @@ def check_layers(rank, size):
     assert all_reduce_layers({}) == {}
 
 
-def check_small_messages(rank, size):
-    """Whatever the size of a message, the result has the same bits."""
+def check_messages_of_any_size(rank, size):
+    """Whatever the size of a message, and whatever goes in one, the result has the same bits."""
     data = make_data()
     names = ("a", "b", "c")
     expected = {name: share_of(data, size, rank, full=name == "b") for name in names}
     all_reduce_layers(expected)
-    for entries in (1, 50, 100, 300):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collectives, "_BUCKET_ENTRIES", entries)
-            states = {name: share_of(data, size, rank, full=name == "b") for name in names}
-            all_reduce_layers(states)
-        for name in names:
-            assert_same_bits(states[name], expected[name])
-        assert_close(states["b"], expected["b"], 1e-14)
+    # Nothing fits the first message; what is told does; the states do not.
+    for fitting in (4, 100, 256):
+        for entries, long in itertools.product((1, 50, 100, 300), (1, 20, 1000)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(agreement, "_MESSAGE_ENTRIES", fitting)
+                patch.setattr(exchange, "_BUCKET_ENTRIES", entries)
+                patch.setattr(exchange, "_LONG_ENTRIES", long)
+                patch.setattr(collectives, "_SUM_ENTRIES", entries)
+                patch.setattr(merge, "_BLOCK_ENTRIES", entries)
+                states = {name: share_of(data, size, rank, full=name == "b") for name in names}
+                all_reduce_layers(states)
+            for name in names:
+                assert_same_bits(states[name], expected[name])
+                assert_same_everywhere(states[name], size)
+            assert_close(states["b"], expected["b"], 1e-14)
+
+
+def check_large_states(rank, size):
+    """As they go from the memory of one state into that of another, in several buckets."""
+    generator = torch.Generator().manual_seed(rank)
+    states = [ClassScatter(611, 2048) for _ in range(2)]
+    for s in states:
+        s.means.normal_(generator=generator)
+        s.counts.random_(0, 4, generator=generator)
+        s.sumsq.uniform_(generator=generator)
+        s.means[s.counts == 0] = 0.0
+        s.sumsq[s.counts == 0] = 0.0
+    expected = []
+    for s in states:
+        saved: list = [None] * size
+        distributed.all_gather_object(saved, s.state_dict())
+        parts = [ClassScatter(611, 2048) for _ in saved]
+        for part, state in zip(parts, saved, strict=True):
+            part.load_state_dict(state)
+        for part in parts[1:]:
+            parts[0].merge(part)
+        expected.append(parts[0])
+    all_reduce_layers(dict(zip("ab", states, strict=True)))
+    for s, whole in zip(states, expected, strict=True):
+        assert_same_bits(s, whole)
 
 
 def check_disagreement(rank, size):
@@ -205,7 +237,8 @@ CHECKS = [
     check_small_spread,
     check_nan,
     check_layers,
-    check_small_messages,
+    check_messages_of_any_size,
+    check_large_states,
     check_disagreement,
     check_group_without_this_process,
 ]
@@ -226,15 +259,20 @@ def test_every_rank_ends_with_the_whole(run_ranks, size):
     assert exit_codes == [0] * size, failures.get(timeout=5)
 
 
+def _die(*arguments, **options):
+    os._exit(0)
+
+
 def _lose_a_rank(rank, size, store, results, how):
     join(rank, size, store, seconds=2)
-    s = class_scatter(torch.eye(2), torch.arange(2))
+    width = 10_000 if how == "dead in the middle" else 2  # too wide for one message
+    s = class_scatter(torch.eye(2, width), torch.arange(2))
     before = s.state_dict()
-    if rank == 1:
+    if rank == (0 if how == "dead before it answers" else 1):
         if how == "late":
             time.sleep(5)
-        elif how == "dead in the middle":
-            distributed.all_to_all_single = lambda *args, **options: os._exit(0)
+        elif how != "dead":
+            exchange.merge_in_order = agreement.merge_in_order = _die
             s.all_reduce()
         os._exit(0)
     try:
@@ -247,13 +285,13 @@ def _lose_a_rank(rank, size, store, results, how):
         results.put((str(error), left))
 
 
-@pytest.mark.parametrize("how", ["dead", "late", "dead in the middle"])
+@pytest.mark.parametrize("how", ["dead", "late", "dead in the middle", "dead before it answers"])
 def test_a_lost_rank_is_an_error_within_the_timeout(run_ranks, how):
     _, results = run_ranks(_lose_a_rank, 2, how)
     message, left = results.get(timeout=5)
     assert message.startswith("all_reduce: a process of the group of 2 did not come or was lost")
-    assert "seen from rank 0" in message
-    if how == "dead in the middle":
+    assert f"seen from rank {1 if how == 'dead before it answers' else 0}" in message
+    if how in ("dead in the middle", "dead before it answers"):
         assert "its last all_reduce did not come to an end" in left
     else:
         assert "Ranks 1 failed to pass monitoredBarrier" in message

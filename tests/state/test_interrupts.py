@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import signal
@@ -15,8 +16,8 @@ from torch import distributed
 import deeprep
 from deeprep import ClassScatter, all_reduce_layers
 from deeprep.base.indivisible import indivisibly
-from deeprep.base.ranks import Ranks
-from deeprep.state import collectives, pooled
+from deeprep.base.ranks import Messages, Ranks
+from deeprep.state import agreement, collectives, exchange, pooled
 
 NUM_CLASSES, WIDTH = 4, 6
 
@@ -97,20 +98,46 @@ def one_process(monkeypatch):
     """A group of this process alone, whose messages take no time."""
     store = distributed.HashStore()
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    monkeypatch.setattr(Ranks, "gather", lambda ranks, value: [value])
+    monkeypatch.setattr(Ranks, "_meet", lambda ranks: None)
     yield
     distributed.destroy_process_group()
 
 
-@pytest.mark.usefixtures("one_process")
-def test_all_reduce_says_that_a_state_is_half_done(monkeypatch):
-    monkeypatch.setattr(collectives, "_BUCKET_ENTRIES", 64)  # several messages
-    # With two processes that hold the same, the sums of one are doubled.
-    monkeypatch.setattr(collectives, "merge_moments", lambda into, other, scatter: None)
+@pytest.fixture
+def as_if_two(one_process, monkeypatch):
+    """The first of two processes; the other says the same, and all its numbers are ones."""
+
+    def consult(ranks, message, answer, joined):
+        joined()
+        return answer([message, message.clone()])
+
+    @contextlib.contextmanager
+    def messages(ranks, tag):
+        def post(outgoing, incoming):
+            for _, tensor in incoming:
+                tensor.fill_(1)
+            return Messages(ranks)
+
+        yield post
+
     reduce = distributed.all_reduce
-    monkeypatch.setattr(
-        distributed, "all_reduce", lambda flat, **options: (reduce(flat, **options), flat.mul_(2))
-    )
+    for owner, name, replacement in (
+        (Ranks, "of", lambda group, call: Ranks(call, group, 0, 2)),
+        (Ranks, "consult", consult),
+        (Ranks, "messages", messages),
+        (exchange, "_LONG_ENTRIES", 1),  # numbers of one type in a message
+        (distributed, "all_reduce", lambda flat, **options: (reduce(flat), flat.mul_(2))),
+    ):
+        monkeypatch.setattr(owner, name, replacement)
+
+
+@pytest.mark.usefixtures("as_if_two")
+@pytest.mark.parametrize("small", [False, True])
+def test_all_reduce_says_that_a_state_is_half_done(monkeypatch, small):
+    if not small:
+        monkeypatch.setattr(agreement, "_MESSAGE_ENTRIES", 100)
+        monkeypatch.setattr(exchange, "_BUCKET_ENTRIES", 9)  # several messages
+        monkeypatch.setattr(collectives, "_SUM_ENTRIES", 64)
 
     def make():
         return with_samples(full=True)() + with_samples(full=True, dtype=torch.float32)()
@@ -130,8 +157,8 @@ def test_a_state_that_is_half_done_is_neither_read_nor_merged_until_it_is_made_a
     def lose(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distributed, "all_gather_into_tensor", lose)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(agreement, "_answer", lose)
         s.all_reduce()
     reads = [
         *("counts", "means", "sumsq", "num_samples", "present", "global_mean", "trace_within"),
@@ -151,8 +178,6 @@ def test_a_state_that_is_half_done_is_neither_read_nor_merged_until_it_is_made_a
     assert "num_samples=unknown" in repr(s)
     s.load_state_dict(saved)
     assert content(s) == content(other)
-    monkeypatch.undo()
-    monkeypatch.setattr(Ranks, "gather", lambda ranks, value: [value])
     s.all_reduce()
     assert s.num_samples == other.num_samples
 
