@@ -9,11 +9,13 @@ in the same order.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,47 +250,49 @@ def _name(ranks: Sequence[int]) -> str:
 
 def _written(told: Any, states: Mapping[str, Whole] | None = None) -> Tensor:
     """Return a message: what is told, and the states that belong to it, where both fit."""
-    message = torch.zeros(_MESSAGE_ENTRIES, dtype=torch.float64)
-    start = message.view(torch.int64)[:_START]
-    start[0], start[1], start[2] = -1, -1, secrets.randbits(31)
-    text = pickle.dumps(told)
+    text = b"" if told is None else pickle.dumps(told)
     begin = _START + -(-len(text) // 8)
-    if told is None or begin > len(message):
-        return message
-    start[0] = len(text)
-    message.view(torch.uint8)[8 * _START :][: len(text)] = torch.frombuffer(
-        bytearray(text), dtype=torch.uint8
-    )
-    if states is None:
-        return message
-    tensors = [tensor for whole in states.values() for tensor in whole.tensors()]
+    tensors = [tensor for whole in (states or {}).values() for tensor in whole.tensors()]
     num_entries = sum(tensor.numel() for tensor in tensors)
-    if begin + num_entries > len(message):
-        return message
-    start[1] = num_entries
-    for tensor in tensors:
-        place = message[begin : begin + tensor.numel()].view(tensor.dtype)
-        place.view(tensor.shape).copy_(tensor)
-        begin += tensor.numel()
-    return message
+    fits = told is not None and begin <= _MESSAGE_ENTRIES
+    all_fit = fits and states is not None and begin + num_entries <= _MESSAGE_ENTRIES
+    message = np.zeros(_MESSAGE_ENTRIES)
+    start = len(text) if fits else -1, num_entries if all_fit else -1, secrets.randbits(31)
+    message.view(np.int64)[:_START] = start
+    if fits:
+        message.view(np.uint8)[8 * _START :][: len(text)] = np.frombuffer(text, np.uint8)
+    written = torch.from_numpy(message)
+    if all_fit and tensors:
+        # One by one they would cost more time than the network does; of CUDA's, one copy a device.
+        place = written[begin : begin + num_entries]
+        flat = [tensor.reshape(-1).view(torch.float64) for tensor in tensors]
+        if len({tensor.device for tensor in flat}) > 1:
+            flat = [tensor.cpu() for tensor in flat]
+        place.copy_(torch.cat(flat))
+    return written
 
 
 def _read(message: Tensor) -> tuple[Any, Tensor | None]:
     """Return what a message tells and the numbers that follow; None where they did not fit."""
-    length, num_entries = message.view(torch.int64)[:2].tolist()
+    bits = message.numpy().view(np.int64)
+    length, num_entries = bits[:2].tolist()
     if length < 0:
         return None, None
-    told = pickle.loads(message.view(torch.uint8)[8 * _START :][:length].numpy().tobytes())
+    told = pickle.loads(bits[_START:].view(np.uint8)[:length].tobytes())
     begin = _START + -(-length // 8)
     return told, None if num_entries < 0 else message[begin : begin + num_entries]
 
 
-def _split(numbers: Tensor, found: Mapping[str, Found]) -> Any:
+def _split(numbers: Tensor, found: Mapping[str, Found]) -> Iterator[Whole]:
     """Yield, of each state, its tensors in the numbers of a message."""
+    sizes = []
     for each in found.values():
-        own, numbers = numbers.split([each.num_entries, len(numbers) - each.num_entries])
         num_classes, width = each.num_classes, each.num_features
-        sizes = [num_classes, num_classes * width, num_classes, width**2 if each.full else 0]
-        counts, means, sumsq, scatter = own.split(sizes)
-        moments = Moments(counts.view(torch.int64), means.view(num_classes, width), sumsq)
+        square = width**2 if each.full else 0
+        sizes += [num_classes, num_classes * width, num_classes, square]
+    pieces = iter(numbers.split(sizes))
+    for each in found.values():
+        counts, means, sumsq, scatter = itertools.islice(pieces, 4)
+        width = each.num_features
+        moments = Moments(counts.view(torch.int64), means.view(-1, width), sumsq)
         yield Whole(moments, scatter.view(width, width) if each.full else None)

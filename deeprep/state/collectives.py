@@ -9,7 +9,8 @@ the ranks agree on them (`agreement`); of larger ones every rank merges a share 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, distributed
@@ -18,12 +19,16 @@ from deeprep.base.ranks import Ranks
 from deeprep.base.validate import require
 from deeprep.state.agreement import Whole, agree
 from deeprep.state.exchange import merge_shares
+from deeprep.state.moments import Moments
 from deeprep.state.statistics import Change, State
 
 __all__ = ["all_reduce", "merged_share"]
 
 # Numbers of pooled scatters that are summed at a time, 32 MiB.
 _SUM_ENTRIES = 1 << 22
+# Numbers of the means of small states that are merged as one, 4 MiB: layer by layer, they would
+# take more time than the network does.
+_STACK_ENTRIES = 1 << 19
 
 
 def all_reduce(
@@ -71,9 +76,15 @@ def all_reduce(
         for layer, scatter in merged.items():
             by_place.setdefault(ranks.transport(found[layer].device_type), []).append(scatter)
         for place, states in by_place.items():
-            pooled = [state._pooled_scatter for state in states]
-            merge_shares([state._moments for state in states], ranks, place, tag, pooled=pooled)
-            _sum([scatter for scatter in pooled if scatter is not None], ranks, place)
+            pooled = [
+                state._pooled_scatter for state in states if state._pooled_scatter is not None
+            ]
+            full = [state._moments for state in states if state._pooled_scatter is not None]
+            plain = [state._moments for state in states if state._pooled_scatter is None]
+            with _stacked(plain) as stacks:
+                without = [None] * len(stacks)
+                merge_shares([*full, *stacks], ranks, place, tag, pooled=[*pooled, *without])
+            _sum(pooled, ranks, place)
     clear()
     return merged
 
@@ -106,6 +117,36 @@ def merged_share(scatter: State, ranks: Ranks) -> State:
         shares=[share._moments],
     )
     return share
+
+
+@contextlib.contextmanager
+def _stacked(states: Iterable[Moments]) -> Iterator[list[Moments]]:
+    """Give states of which several small ones of the same width, one upon another, are one.
+
+    When the context ends without an exception, they get the rows that these have then.
+    """
+    stacks: list[list[Moments]] = []
+    by_width: dict[int, list[Moments]] = {}
+    for moments in states:
+        width = moments.means.shape[1]
+        entries = sum(each.means.numel() for each in (*by_width.get(width, []), moments))
+        if width not in by_width or entries > _STACK_ENTRIES:
+            by_width[width] = []
+            stacks.append(by_width[width])
+        by_width[width].append(moments)
+    joint = []
+    for stack in stacks:
+        # All ranks stack the same layers, wherever each of them has these.
+        device = stack[0].means.device
+        columns = [[tensor.to(device) for tensor in column] for column in zip(*stack, strict=True)]
+        joint.append(stack[0] if len(stack) == 1 else Moments(*map(torch.cat, columns)))
+    yield joint
+    for whole, stack in zip(joint, stacks, strict=True):
+        if len(stack) > 1:
+            sizes = [len(moments.counts) for moments in stack]
+            for column, targets in zip(whole, zip(*stack, strict=True), strict=True):
+                for target, rows in zip(targets, column.split(sizes), strict=True):
+                    target.copy_(rows)
 
 
 def _sum(tensors: Iterable[Tensor], ranks: Ranks, place: torch.device) -> None:

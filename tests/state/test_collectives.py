@@ -203,6 +203,26 @@ def check_large_states(rank, size):
         assert_same_bits(s, whole)
 
 
+def check_number_of_messages(rank, size):
+    """However many layers there are; small states are merged by those that agree on them."""
+    for width, exchanges in ((4, 0), (512, 2)):
+        layers = {str(number): ClassScatter(10, width) for number in range(12)}
+        with pytest.MonkeyPatch.context() as patch:
+            post, posted = distributed.batch_isend_irecv, []
+            patch.setattr(
+                distributed,
+                "batch_isend_irecv",
+                lambda mail: posted.append(len(mail)) or post(mail),  # noqa: B023
+            )
+            for name in ("all_reduce", "all_gather_object", "all_gather_into_tensor"):
+                patch.delattr(distributed, name)
+            all_reduce_layers(layers)
+        # Of the ranks together: what they have, the answer; rows to merge, merged rows.
+        others = size - 1
+        asked = [others, others] if rank == 0 else [1, 1]
+        assert posted == [*asked, *[2 * others] * exchanges]
+
+
 def check_disagreement(rank, size):
     before = make_data()
     s = share_of(before, size, rank)
@@ -239,6 +259,7 @@ CHECKS = [
     check_layers,
     check_messages_of_any_size,
     check_large_states,
+    check_number_of_messages,
     check_disagreement,
     check_group_without_this_process,
 ]
@@ -246,6 +267,7 @@ CHECKS = [
 
 NEED_OTHERS = (
     check_layers,
+    check_number_of_messages,
     check_disagreement,
     check_group_without_this_process,
 )
