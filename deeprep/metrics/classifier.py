@@ -83,8 +83,7 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     >>> fitted.accuracy(features, labels)
     1.0
     """
-    if not (ridge >= 0.0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
+    check_ridge(ridge)
     undefined.require_classes(s, "probe", at_least=1)
     pooled = s.pooled_scatter
     if not undefined.is_finite(s, "probe", pooled):
@@ -97,11 +96,17 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
     total = torch.addmm(pooled, centered.T, centered)
     targets = centered.mul_(samples.sqrt().unsqueeze(1))
     noise = noise_of_scatter(pooled, s.unit_roundoff, total)
-    weight = _solve(total, targets, noise, ridge * s.num_samples)
+    weight = solve(total, targets, noise, ridge * s.num_samples)
     return LinearProbe(weight, samples / s.num_samples - weight @ s.global_mean)
 
 
-def _solve(total: Tensor, targets: Tensor, noise: float, ridge: float) -> Tensor:
+def check_ridge(ridge: float) -> None:
+    """Raise unless it is one."""
+    if not (ridge >= 0.0 and math.isfinite(ridge)):
+        raise ValueError(f"ridge is {ridge}, expected a finite number >= 0")
+
+
+def solve(total: Tensor, targets: Tensor, noise: float, ridge: float) -> Tensor:
     """Rows of B (T + ridge I)^+ for T `total` (d, d) and B `targets` (K, d).
 
     Eigenvalues of T up to `noise` count as zero. Mostly there are none, which a Cholesky factor of

@@ -112,15 +112,24 @@ def nc1(s: ClassScatter) -> float:
     if not undefined.is_finite(s, "nc1", within):
         return float("nan")
     centered = class_means.centered_means(s, present)
-    rounding = class_means.rounding_of_means(s) * len(centered) ** 0.5
-    relative = max(centered.shape) * class_means.EPS
-    if centered.shape[0] > centered.shape[1]:  # R has the same V and s and is only (d, d)
+    value = nc1_of_means(centered, len(present), within, class_means.rounding_of_means(s))
+    return undefined.ratio(s.trace_within, 0.0, "nc1") if value is None else value
+
+
+def nc1_of_means(centered: Tensor, classes: int, within: Tensor, rounding: float) -> float | None:
+    """NC1 of centred means and Sigma_W (d, d); None where only `rounding_of_means` is left of them.
+
+    `centered` are those of so many classes, (P, d), or a factor R (., d) of them, which has the
+    same singular values and right singular vectors.
+    """
+    relative = max(classes, centered.shape[1]) * class_means.EPS
+    if centered.shape[0] > centered.shape[1]:  # R is only (d, d)
         centered = torch.linalg.qr(centered, mode="r").R
     _, singular, vectors = torch.linalg.svd(centered, full_matrices=False)
     # Centring leaves one direction of mere rounding: the combination of the means that is mu_G.
-    kept = singular > max(rounding, relative * float(singular[0]))
+    kept = singular > max(rounding * classes**0.5, relative * float(singular[0]))
     if not bool(kept.any()):
-        return undefined.ratio(s.trace_within, 0.0, "nc1")
+        return None
     directions = vectors[kept]
     spread = ((directions @ within) * directions).sum(dim=1).clamp_(min=0.0)
     return float((spread / singular[kept].square()).sum())

@@ -276,7 +276,13 @@ def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> 
         return torch.full((kept,), torch.nan, dtype=torch.float64, device=pooled.device)
     rows = s.means * s.counts.double().sqrt_().unsqueeze(1)
     second_moment = torch.addmm(pooled, rows.T, rows)
+    noise = noise_of_scatter(pooled, s.unit_roundoff, second_moment)
+    return roots_of_moment(second_moment, noise)[:kept]
+
+
+def roots_of_moment(second_moment: Tensor, noise: float) -> Tensor:
+    """Return the roots (d,) of the eigenvalues of Z'Z (d, d), largest first; 0 up to `noise`."""
     eigenvalues = torch.linalg.eigvalsh(second_moment)
-    eigenvalues[eigenvalues <= noise_of_scatter(pooled, s.unit_roundoff, second_moment)] = 0.0
+    eigenvalues[eigenvalues <= noise] = 0.0
     descending: Tensor = eigenvalues.sqrt_().flip(0)
-    return descending[:kept]
+    return descending

@@ -40,11 +40,18 @@ def is_finite(
     classes = s.nonfinite_classes
     if classes:
         warn_nonfinite(statistic, classes, value)
-    elif pooled is not None and not bool(pooled.isfinite().all()):
+    elif pooled is not None:
+        return products_are_finite(pooled, statistic, value)
+    return not classes
+
+
+def products_are_finite(pooled: Tensor, statistic: str, value: object = "nan") -> bool:
+    """Whether the pooled scatter, of finite features, is finite; if not, warn."""
+    finite = bool(pooled.isfinite().all())
+    if not finite:
         reason = "products of the features overflow float64; scale them down"
         warn_undefined(statistic, reason, value)
-        return False
-    return not classes
+    return finite
 
 
 def warn_undefined(statistic: str, reason: str, value: object = "nan") -> None:

@@ -11,8 +11,14 @@ from torch import Tensor, distributed
 
 from deeprep.base.ranks import Ranks
 from deeprep.metrics import class_means, undefined
-from deeprep.metrics.collapse import compression_of_corrected_traces, compression_of_traces
+from deeprep.metrics.classifier import LinearProbe, check_ridge, solve
+from deeprep.metrics.collapse import (
+    compression_of_corrected_traces,
+    compression_of_traces,
+    nc1_of_means,
+)
 from deeprep.metrics.cosines import largest_cosines
+from deeprep.metrics.spectrum import noise_of_scatter, roots_of_moment
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.collectives import merged_share
 from deeprep.state.statistics import (
@@ -26,6 +32,8 @@ from deeprep.state.statistics import (
 
 __all__ = ["ShardedClassScatter", "reduce_scatter"]
 
+_FACTOR_TAG = 0x6E6331  # of the messages of `nc1`
+
 
 def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScatter:
     """Merge the states of all processes, and leave each with its share of the classes.
@@ -35,13 +43,13 @@ def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScat
     process needs a whole state, K*d float64, for as long as batches are taken in. What sharding
     saves is a second whole state, and all that the metrics would allocate. With K = 1e5 classes of
     d = 8192 features a state takes 8 K d = 6.6 GB; afterwards 8 K d / R are held, 0.8 GB for R = 8.
-    On the way the peak is the one, the other, and 128 MiB for messages (or 2 R rows where these are
-    larger).
+    The pooled scatter S (d, d) of a full state has no shares: every process ends with the merged
+    one. `plan` says what all of this takes.
 
     Parameters
     ----------
     scatter
-        State with ``full=False``, of at least R classes.
+        State of at least R classes.
     group
         A torch.distributed group; default: all processes.
 
@@ -49,7 +57,7 @@ def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScat
     ------
     ValueError
         In every process, where there are fewer classes than processes, states differ in shape or
-        are full, or the state of any holds an error.
+        `full`, or the state of any holds an error.
     RankLostError
         Where a process dies or does not answer within the timeout of the group.
 
@@ -57,17 +65,21 @@ def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScat
     --------
     >>> import torch, deeprep
     >>> from deeprep.sharded import reduce_scatter
-    >>> s = deeprep.class_scatter(torch.tensor([[1.0], [3.0], [-2.0]]), torch.tensor([0, 0, 1]))
+    >>> features, labels = torch.tensor([[1.0], [3.0], [-2.0]]), torch.tensor([0, 0, 1])
+    >>> s = deeprep.class_scatter(features, labels, full=True)
     >>> torch.distributed.init_process_group(
     ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     ... )
     >>> sharded = reduce_scatter(s)
     >>> sharded.first_class, sharded.share.means.tolist(), sharded.compression("prior")
     (0, [[2.0], [-2.0]], 0.1875)
+    >>> deeprep.metrics.numerical_rank(sharded.singular_values())
+    1
     >>> torch.distributed.destroy_process_group()
     """
     ranks = Ranks.of(group, "reduce_scatter")
-    return ShardedClassScatter(merged_share(scatter, ranks), scatter.num_classes, ranks)
+    share, pooled_scatter = merged_share(scatter, ranks)
+    return ShardedClassScatter(share, scatter.num_classes, ranks, pooled_scatter)
 
 
 class ShardedClassScatter:
@@ -84,6 +96,8 @@ class ShardedClassScatter:
         The number of its first class.
     num_classes
         K, of all processes together.
+    full
+        Whether there is the pooled scatter.
     num_samples
         N, of all processes together.
     global_mean
@@ -92,8 +106,16 @@ class ShardedClassScatter:
         Tr Sigma_W = (1/N) sum_k sum_i |z_ki - mu_k|^2 over all classes.
     """
 
-    def __init__(self, share: ClassScatter, num_classes: int, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        share: ClassScatter,
+        num_classes: int,
+        ranks: Ranks,
+        pooled_scatter: Tensor | None = None,
+    ) -> None:
         self._ranks = ranks
+        self._upper_scatter = pooled_scatter
+        self.full = pooled_scatter is not None
         self.share = share
         self.num_classes = num_classes
         self.first_class = ranks.share(ranks.rank, num_classes)[0]
@@ -117,21 +139,35 @@ class ShardedClassScatter:
         self._rounding = max(rounding)
         self._nonfinite_classes = list(itertools.chain.from_iterable(nonfinite))
         self.trace_within: float = sum(sumsq) / self.num_samples
-        total = average_of_means(share.counts, share.means, self.num_samples).to(self._place)
-        with ranks.watch():
-            distributed.all_reduce(total, group=ranks.group)
-        self.global_mean = total.to(share.device)
+        self.global_mean = self._total(
+            average_of_means(share.counts, share.means, self.num_samples)
+        )
 
     def __repr__(self) -> str:
         last = self.first_class + self.share.num_classes - 1
         return (
             f"ShardedClassScatter(classes {self.first_class} to {last} of {self.num_classes}, "
-            f"num_features={self.share.num_features}, num_samples={self.num_samples})"
+            f"num_features={self.share.num_features}, full={self.full}, "
+            f"num_samples={self.num_samples})"
         )
 
     @property
     def _place(self) -> torch.device:
         return self._ranks.transport(self.share.device.type)
+
+    @property
+    def pooled_scatter(self) -> Tensor:
+        """S = N Sigma_W of all classes, (d, d) float64, in every process; of full states only."""
+        if self._upper_scatter is None:
+            raise ValueError(
+                "this ShardedClassScatter has full=False, expected one of states with full=True"
+            )
+        return self._upper_scatter.triu() + self._upper_scatter.triu(1).T
+
+    @property
+    def within(self) -> Tensor:
+        """Sigma_W = S / N, (d, d) float64."""
+        return self.pooled_scatter / self.num_samples
 
     def trace_between(self, weighting: Weighting = "uniform", corrected: bool = False) -> float:
         """Tr Sigma_B = sum_k w_k |mu_k - mu_G|^2, as `ClassScatter.trace_between`.
@@ -213,6 +249,107 @@ class ShardedClassScatter:
         everywhere: list[list[float]] = self._ranks.gather(largest)
         return 1.0 - max(itertools.chain.from_iterable(everywhere))
 
+    def singular_values(self) -> Tensor:
+        """Singular values (min(N, d),) of all features, as `deeprep.metrics.singular_values`.
+
+        `deeprep.metrics.numerical_rank`, `effective_rank`, `stable_rank` and `rankme` take them in
+        place of a state. The first process computes them, in memory of some four (d, d) matrices,
+        the others need two.
+
+        Raises
+        ------
+        ValueError
+            Without ``full=True``.
+        """
+        pooled = self.pooled_scatter
+        kept = min(self.num_samples, self.share.num_features)
+        if not self._is_finite("singular_values", pooled):
+            return torch.full_like(pooled[0, :kept], torch.nan)
+        rows = self.share.means * self.share.counts.double().sqrt_().unsqueeze(1)
+        second_moment = self._total(rows.T @ rows).add_(pooled)
+        sigma = torch.empty_like(pooled[0], device=self._place)
+        if self._ranks.rank == 0:
+            noise = noise_of_scatter(pooled, self.share.unit_roundoff, second_moment)
+            sigma.copy_(roots_of_moment(second_moment, noise))
+        with self._ranks.watch():
+            distributed.broadcast(sigma, group=self._ranks.group, group_src=0)
+        return sigma.to(pooled.device)[:kept]
+
+    def nc1(self) -> float:
+        """NC1 = Tr(Sigma_W Sigma_B^+) / K, as `deeprep.metrics.nc1`.
+
+        Of its centred means each process finds a triangular factor, at most (d, d), and the first
+        one that of all of them, one after the other, in memory of some six (d, d) matrices.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Below two classes with samples.
+        ValueError
+            Without ``full=True``.
+        """
+        self._require_two_classes("nc1")
+        within = self.within
+        if not self._is_finite("nc1", within):
+            return float("nan")
+        centered = class_means.means_around(
+            self.share, self._present, self.global_mean, self._rounding
+        )
+        factor = self._factor_of_all(centered)
+        found = None
+        if factor is not None:
+            found = nc1_of_means(factor, sum(self._sizes), within, self._rounding)
+        value: float | None = self._ranks.gather(found)[0]
+        return undefined.ratio(self.trace_within, 0.0, "nc1") if value is None else value
+
+    def probe(self, ridge: float = 0.0) -> LinearProbe:
+        """Fit the exact least-squares classifier, as `deeprep.metrics.probe`.
+
+        Each process gets the weights and biases of its own classes: row k is that of class
+        ``first_class + k``. It takes some four (d, d) matrices in each.
+
+        Raises
+        ------
+        ValueError
+            Without ``full=True`` and for a ridge that is negative or not finite.
+        """
+        check_ridge(ridge)
+        pooled, share = self.pooled_scatter, self.share
+        if not self._is_finite("probe", pooled):
+            return LinearProbe(
+                torch.full_like(share.means, torch.nan), torch.full_like(share.sumsq, torch.nan)
+            )
+        samples = share.counts.double()
+        centered = share.means - self.global_mean
+        centered *= samples.sqrt().unsqueeze(1)
+        total = self._total(centered.T @ centered).add_(pooled)
+        targets = centered.mul_(samples.sqrt().unsqueeze(1))
+        noise = noise_of_scatter(pooled, share.unit_roundoff, total)
+        weight = solve(total, targets, noise, ridge * self.num_samples)
+        return LinearProbe(weight, samples / self.num_samples - weight @ self.global_mean)
+
+    def _factor_of_all(self, rows: Tensor) -> Tensor | None:
+        """Return on rank 0 a factor R (., d) of the rows of all ranks, R'R = sum of rows' rows."""
+        width = rows.shape[1]
+        factor = _factor(rows)
+        with self._ranks.messages(_FACTOR_TAG) as post:
+            if self._ranks.rank > 0:
+                post([(0, factor.to(self._place).contiguous())], []).wait()
+                return None
+            for rank in range(1, self._ranks.size):
+                shape = (min(self._sizes[rank], width), width)
+                theirs = torch.empty(shape, dtype=torch.float64, device=self._place)
+                post([], [(rank, theirs)]).wait()
+                factor = _factor(torch.cat([factor, theirs.to(factor.device)]))
+        return factor
+
+    def _total(self, part: Tensor) -> Tensor:
+        """Return the sum of the parts of all processes, on the device of the state."""
+        total = part.to(self._place)
+        with self._ranks.watch():
+            distributed.all_reduce(total, group=self._ranks.group)
+        return total.to(self.share.device)
+
     def _broadcast(self, rows: Tensor, owner: int) -> Iterator[Tensor]:
         """Yield the rows of one rank on all of them, so many at a time that tiles stay small."""
         num_rows, width = self._sizes[owner], rows.shape[1]
@@ -249,7 +386,13 @@ class ShardedClassScatter:
     def _require_two_classes(self, statistic: str) -> None:
         undefined.require_found(sum(self._sizes), self.num_classes, statistic, at_least=2)
 
-    def _is_finite(self, statistic: str) -> bool:
+    def _is_finite(self, statistic: str, pooled: Tensor | None = None) -> bool:
         if self._nonfinite_classes:
             undefined.warn_nonfinite(statistic, self._nonfinite_classes)
-        return not self._nonfinite_classes
+            return False
+        return pooled is None or undefined.products_are_finite(pooled, statistic)
+
+
+def _factor(rows: Tensor) -> Tensor:
+    """Return rows (n, d), or a triangular factor of them where that is smaller."""
+    return torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows

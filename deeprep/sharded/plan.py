@@ -31,7 +31,7 @@ class Plan(NamedTuple):
         ``2 max(2^23, (R - 1) (8 d + 16))``, and not more than ``(R - 1) share_bytes``.
     all_reduce_peak
         The most that is held during `all_reduce`: ``state_bytes + message_bytes``, and with S
-        ``min(8 d^2, 2^25)`` for a piece of it.
+        ``min(16 d^2, 2^26)`` for a piece of it.
     reduce_scatter_peak
         The most during `reduce_scatter`: `all_reduce_peak` and ``share_bytes``.
     all_reduce_sent
@@ -92,7 +92,7 @@ def plan(num_classes: int, num_features: int, num_processes: int, full: bool = F
     share = -(-classes // size) * row
     state = classes * row + square
     messages = message_bytes(classes, width, size)
-    reducing = state + messages + min(square, 1 << 25)
+    reducing = state + messages + min(2 * square, 1 << 26)
     return Plan(
         classes,
         width,

@@ -89,15 +89,15 @@ def all_reduce(
     return merged
 
 
-def merged_share(scatter: State, ranks: Ranks) -> State:
+def merged_share(scatter: State, ranks: Ranks) -> tuple[State, Tensor | None]:
     """Return the merged state of the classes that this rank answers for, in new memory.
 
-    The states of the ranks are left as they are; errors as in `all_reduce_layers`. There must be
-    as many classes as ranks, and no pooled scatter.
+    It is not full. Of full states, the merged pooled scatter (d, d) of all classes comes with it,
+    the same on every rank; only its upper triangle counts. The states of the ranks are left as they
+    are; errors as in `all_reduce_layers`. There must be as many classes as ranks.
     """
     agreement = agree({"": scatter}, ranks, "the state", merge=False)
     found = agreement.found[""]
-    require("scatter.full", found.full, not found.full, "False: the (d, d) part has no shares")
     wanted = f"at least {ranks.size}, one for each process"
     require("num_classes", found.num_classes, found.num_classes >= ranks.size, wanted)
     begin, end = ranks.share(ranks.rank, scatter.num_classes)
@@ -108,15 +108,13 @@ def merged_share(scatter: State, ranks: Ranks) -> State:
         ignore_index=scatter.ignore_index,
     )
     share.unit_roundoff = found.unit_roundoff
-    merge_shares(
-        [scatter._moments],
-        ranks,
-        ranks.transport(found.device_type),
-        agreement.tag,
-        pooled=[None],
-        shares=[share._moments],
-    )
-    return share
+    pooled = None if scatter._pooled_scatter is None else scatter._pooled_scatter.clone()
+    place = ranks.transport(found.device_type)
+    moments = scatter._moments
+    merge_shares([moments], ranks, place, agreement.tag, pooled=[pooled], shares=[share._moments])
+    if pooled is not None:
+        _sum([pooled], ranks, place)
+    return share, pooled
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ def all_reduce_layers(
     All processes of the group must call it. A layer that some of them have no state of, for want
     of samples, is there afterwards in all; layers come in the order of the lowest rank that has
     any. Counts, means and sums of squares are those of merging the states in the order of the
-    ranks, bit by bit, and the same on every rank. Memory beyond the states: some 128 MiB, or two
-    rows of every process where these are larger.
+    ranks, bit by bit, and the same on every rank. Memory beyond the states: some 16 MiB, or two
+    rows of every process where these are larger; 64 MiB for full ones; and a copy of those below
+    4 MiB.
 
     Parameters
     ----------

@@ -96,8 +96,9 @@ class ClassScatter(Accumulator):
         """Make the states of all processes of a torch.distributed group one: their merge.
 
         All processes of the group must call it. Each ends with the same bits, for counts, means
-        and sumsq those of `merge` in the order of the ranks. It takes some 128 MiB of memory
-        beyond the state, or two rows of every process where these are larger.
+        and sumsq those of `merge` in the order of the ranks. It takes some 16 MiB of memory
+        beyond the state, or two rows of every process where these are larger, and 64 MiB for a full
+        one.
 
         Raises
         ------

@@ -101,16 +101,77 @@ def check_shards_that_are_not_ordinary(rank, size):
         ValueError, match=r"num_classes is .*expected at least .*, one for each process"
     ):
         reduce_scatter(ClassScatter(size - 1, 2))
-    with pytest.raises(ValueError, match=r"scatter\.full is .*expected False"):
-        reduce_scatter(ClassScatter(size, 2, full=True))
+    for ask in (lambda: sharded.within, sharded.singular_values, sharded.nc1, sharded.probe):
+        with pytest.raises(ValueError, match=r"has full=False, expected|two classes"):
+            ask()
     s.update(torch.ones(2, 2), torch.tensor([1, 1]))
     with pytest.warns(UserWarning, match="compression is nan: all class means coincide"):
         assert math.isnan(reduce_scatter(s).compression())
 
 
+def check_full_shards(rank, size):
+    """More classes than features, and fewer; the bucket of a message does not matter."""
+    generator = torch.Generator().manual_seed(5)
+    for width, spread, dtype in ((5, 0.1, torch.float64), (40, 1e-3, torch.float32)):
+        means = torch.randn(23, width, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, 22, (500,), generator=generator)
+        noise = torch.randn(500, width, generator=generator, dtype=torch.float64)
+        features = (means[labels] + spread * noise).to(dtype)
+        begin, end = cuts(500, size, rank)
+        s = ClassScatter(23, width, full=True)
+        s.update(features[begin:end], labels[begin:end])
+        before = s.state_dict()
+        whole = class_scatter(features, labels, 23, full=True)
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+        sharded = reduce_scatter(s)
+        assert sharded.full
+        assert not sharded.share.full
+        scale = float(whole.within.diagonal().mean())
+        assert float((sharded.within - whole.within).abs().max()) <= tolerance * scale
+        assert torch.equal(sharded.pooled_scatter, sharded.pooled_scatter.T)
+        sigma, expected = sharded.singular_values(), deeprep.metrics.singular_values(whole)
+        assert sigma.shape == expected.shape
+        assert float((sigma - expected).abs().max()) <= tolerance * float(expected[0])
+        for statistic in (deeprep.metrics.effective_rank, deeprep.metrics.numerical_rank):
+            assert statistic(sigma) == pytest.approx(statistic(whole), rel=1e3 * tolerance)
+        nc1 = sharded.nc1()
+        assert nc1 == pytest.approx(deeprep.metrics.nc1(whole), rel=1e3 * tolerance)
+        mine = slice(sharded.first_class, sharded.first_class + sharded.share.num_classes)
+        for ridge in (0.0, 0.1):
+            fitted, wanted = sharded.probe(ridge), deeprep.metrics.probe(whole, ridge)
+            size_of_weight = float(wanted.weight.abs().max())
+            error = (fitted.weight - wanted.weight[mine]).abs().max()
+            assert float(error) <= 1e5 * tolerance * size_of_weight
+            assert float((fitted.bias - wanted.bias[mine]).abs().max()) <= 1e5 * tolerance
+        same = sharded._ranks.gather((nc1, sigma.tolist(), sharded.pooled_scatter.tolist()))
+        assert all(each == same[0] for each in same)
+        assert torch.equal(s.means, before["means"])
+        assert torch.equal(s.pooled_scatter, before["products"])
+
+
+def check_full_shards_that_are_not_ordinary(rank, size):
+    s = ClassScatter(size, 2, full=True)
+    s.update(torch.ones(2, 2), torch.tensor([0, 1]))
+    with pytest.warns(UserWarning, match="nc1 is nan: all class means coincide"):
+        assert math.isnan(reduce_scatter(s).nc1())
+    with pytest.raises(ValueError, match=r"ridge is -1\.0, expected a finite number >= 0"):
+        reduce_scatter(s).probe(-1.0)
+    sharded = reduce_scatter(s)
+    sharded._upper_scatter[0, 1] = math.inf
+    overflow = "is nan: products of the features overflow float64"
+    with pytest.warns(UserWarning, match=f"nc1 {overflow}"):
+        assert math.isnan(sharded.nc1())
+    with pytest.warns(UserWarning, match=f"singular_values {overflow}"):
+        assert bool(sharded.singular_values().isnan().all())
+    with pytest.warns(UserWarning, match=f"probe {overflow}"):
+        assert bool(sharded.probe().weight.isnan().all())
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_rank_gets_the_numbers_of_the_whole(run_ranks, size):
     """Cases share processes, because starting these takes longer than all of them."""
-    checks = [check_shards, *([check_shards_that_are_not_ordinary] if size > 1 else [])]
+    checks = [check_shards, check_full_shards]
+    if size > 1:
+        checks += [check_shards_that_are_not_ordinary, check_full_shards_that_are_not_ordinary]
     exit_codes, failures = run_ranks(run_checks, size, checks)
     assert exit_codes == [0] * size, failures.get(timeout=5)
