@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import run
+from benchmarks import process_scaling, run
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,15 @@ def test_section(
     assert all(title in printed for title in titles)
     if section == "processes":  # exactness is no matter of size
         assert "miss" not in printed
+
+
+def test_a_planned_state_is_reduced(quick: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    if not quick:
+        pytest.skip("takes part in --quick only")
+    sizes = ("--num-classes", "40", "--num-features", "8", "--num-processes", "2", "--full")
+    assert process_scaling.main([*sizes, "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert "K = 40, d = 8, 2 processes" in planned
+    assert "it took" not in planned
+    assert process_scaling.main(sizes) == 0
+    assert capsys.readouterr().out.count("it took") == 2

@@ -139,10 +139,11 @@ def process_table(records: Sequence[Record]) -> Table:
 
 
 def reduce_table(records: Sequence[Record]) -> Table:
-    """(j) `all_reduce` of one state."""
+    """(j) `all_reduce` of the states of some layers."""
     rows = [
         (
-            f"{record['shape']['num_classes']:,} x {record['shape']['num_features']:,}",
+            f"{_layers(record)}{record['shape']['num_classes']:,} x "
+            f"{record['shape']['num_features']:,}",
             f"{record['num_processes']}{_oversubscribed(record)}",
             bytes_text(record["state_bytes"]),
             seconds_text(record["all_reduce"]),
@@ -161,6 +162,11 @@ def reduce_table(records: Sequence[Record]) -> Table:
 
 def _oversubscribed(record: Record) -> str:
     return " (oversubscribed)" if record["num_processes"] > record["num_cores"] else ""
+
+
+def _layers(record: Record) -> str:
+    layers = record.get("num_layers", 1)  # which older results do not have
+    return f"{layers} of " if layers > 1 else ""
 
 
 def _over(extra: int | None, states: int) -> str:

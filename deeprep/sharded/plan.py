@@ -13,9 +13,10 @@ __all__ = ["Plan", "plan"]
 class Plan(NamedTuple):
     """Bytes that one of R processes holds and sends, for K classes of d features.
 
-    A whole state has a mean, a count and a sum of squares of each class, S too if it is full:
+    Peaks are what is known in advance; some 20 MiB of temporaries come on top.
 
-        state = K (8 d + 16) + [8 d^2]
+    A state has a mean, a count and a sum of squares of each class, 8 d + 16 bytes; and, where it is
+    full, S of 8 d^2 bytes.
 
     Attributes
     ----------
@@ -28,7 +29,8 @@ class Plan(NamedTuple):
         shares, every process has all of it.
     message_bytes
         Rows of other processes that are waiting to be merged, at most:
-        ``2 max(2^23, (R - 1) (8 d + 16))``, and not more than ``(R - 1) share_bytes``.
+        ``2 max(2^23, (R - 1) (8 d + 16))``, and not more than the share itself of R - 1 processes,
+        ``(R - 1) ceil(K / R) (8 d + 16)``.
     all_reduce_peak
         The most that is held during `all_reduce`: ``state_bytes + message_bytes``, and with S
         ``min(16 d^2, 2^26)`` for a piece of it.
@@ -39,6 +41,9 @@ class Plan(NamedTuple):
         bytes sends the same.
     reduce_scatter_sent
         The same of `reduce_scatter`: ``(R - 1) / R (K (8 d + 16) + [16 d^2])``.
+    multiplications
+        Of a process, for what the distances of the means add to S in either reduction:
+        ``[(R - 1) ceil(K / R) d^2 / 2]``. With S, they can take longer than the network does.
     """
 
     num_classes: int
@@ -52,6 +57,7 @@ class Plan(NamedTuple):
     reduce_scatter_peak: int
     all_reduce_sent: int
     reduce_scatter_sent: int
+    multiplications: int
 
 
 def plan(num_classes: int, num_features: int, num_processes: int, full: bool = False) -> Plan:
@@ -105,4 +111,5 @@ def plan(num_classes: int, num_features: int, num_processes: int, full: bool = F
         reduce_scatter_peak=reducing + share + square,
         all_reduce_sent=2 * state * (size - 1) // size,
         reduce_scatter_sent=(classes * row + 2 * square) * (size - 1) // size,
+        multiplications=(size - 1) * -(-classes // size) * square // 16,
     )

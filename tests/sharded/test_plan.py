@@ -22,6 +22,7 @@ def test_a_plan_has_the_bytes_of_real_states(size, full):
     largest = ClassScatter(-(-23 // size), 7, full=full)
     assert found.share_bytes == bytes_of(*largest._tensors().values())
     assert found.all_reduce_sent == 2 * found.state_bytes * (size - 1) // size
+    assert found.multiplications == ((size - 1) * -(-23 // size) * 49 // 2 if full else 0)
     assert found.reduce_scatter_peak >= found.state_bytes + found.share_bytes
     if size == 1:
         assert found.all_reduce_sent == found.reduce_scatter_sent == found.message_bytes == 0
