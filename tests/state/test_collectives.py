@@ -203,6 +203,21 @@ def check_large_states(rank, size):
         assert_same_bits(s, whole)
 
 
+def check_fewer_classes_than_ranks(rank, size):
+    """Ranks without a share of a state still get it."""
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(6, 20_000, generator=generator)
+    s = class_scatter(features[rank : rank + 2], torch.zeros(2, dtype=torch.int64), 1)
+    parts = [
+        class_scatter(features[other : other + 2], torch.zeros(2, dtype=torch.int64), 1)
+        for other in range(size)
+    ]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    s.all_reduce()
+    assert_same_bits(s, parts[0])
+
+
 def check_number_of_messages(rank, size):
     """However many layers there are; small states are merged by those that agree on them."""
     for width, exchanges in ((4, 0), (512, 2)):
@@ -259,6 +274,7 @@ CHECKS = [
     check_layers,
     check_messages_of_any_size,
     check_large_states,
+    check_fewer_classes_than_ranks,
     check_number_of_messages,
     check_disagreement,
     check_group_without_this_process,
