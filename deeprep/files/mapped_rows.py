@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deeprep.base.paths import errors_naming
+from deeprep.files.arrays import Bytes, Span
 
 # Below, a file costs less to copy than to map.
 _MIN_MAPPED_BYTES = 2**18
@@ -30,8 +30,6 @@ _MAX_MAPPED_PIECES = 2**14  # of the 65,530 mappings that Linux grants a process
 _HUGE_PAGE = 2**21
 _MAP_FIXED = 0x10  # <asm-generic/mman-common.h>, which Python's mmap has no name for
 
-Bytes = NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -40,14 +38,6 @@ class Piece:
     path: Path
     offset: int
     size: int
-
-
-@dataclass(frozen=True)
-class Span:
-    """Rows of a matrix: how many, and after how many others."""
-
-    begin: int
-    rows: int
 
 
 def map_one(piece: Piece) -> Bytes:

@@ -221,12 +221,17 @@ def test_what_is_resident_does_not_grow_with_the_files(tmp_path, num_shards):
     [
         ("none.npy", "y.npy", FileNotFoundError, "features .*/none.npy does not exist"),
         ("none-*.npy", "y.npy", FileNotFoundError, r"features .*/none-\*.npy matches no file"),
-        ("empty", "y.npy", FileNotFoundError, "features .*/empty is a directory without .npy or"),
+        (
+            "empty",
+            "y.npy",
+            FileNotFoundError,
+            "features .*/empty is a directory without .npy, .saf",
+        ),
         (
             "x.txt",
             "y.npy",
             ValueError,
-            "features .*/x.txt, expected a .npy or a .safetensors file",
+            "features .*/x.txt, expected a .npy, a .safetensors or a .parquet file",
         ),
         ("x.npy", "x.npy", ValueError, r"labels .*x.npy has shape \(100, 7\), expected \(N,\)"),
         ("y.npy", "y.npy", ValueError, r"features .*y.npy has shape \(100,\), expected \(N, d\)"),
