@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,9 +18,17 @@ from deeprep.base.ranks import Ranks
 
 T = TypeVar("T")
 
+_SECONDS_TO_SPEAK = 2.0
+
 
 class OtherRankError(RuntimeError):
     """Another process has failed, and says why."""
+
+
+def let_another_speak() -> None:
+    """Wait before this process ends, if torchrun would then end the one that says why."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(_SECONDS_TO_SPEAK)
 
 
 def local_rank() -> int:
@@ -26,19 +37,28 @@ def local_rank() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks | None]:
+def joined(patience: timedelta | None = None, *, alone_too: bool = False) -> Iterator[Ranks | None]:
     """Join the processes that torchrun started, unless they have joined; None for a single one.
 
     Tensors on the host travel by gloo, those on a GPU by nccl. The group is left on exit if it was
     joined here.
+
+    Parameters
+    ----------
+    patience
+        How long a process waits for one that is still at work; default: torch's half an hour. One
+        that has died is noticed at once.
+    alone_too
+        Whether a single process that torchrun started is a group of its own.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    least = 1 if alone_too else 2
+    launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) >= least
     own = launched and not distributed.is_initialized()
     if own:
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
     try:
-        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        alone = not distributed.is_initialized() or distributed.get_world_size() < least
         yield None if alone else Ranks.of(None, "the run")
     finally:
         if own:
@@ -82,3 +102,31 @@ def together(ranks: Ranks | None, action: Callable[[], T], *, in_turn: bool = Fa
         if failed:
             raise OtherRankError(f"rank {failed[0]}: {messages[failed[0]]}")
     return results[0]
+
+
+class Alarm:
+    """By it a process that has failed ends the work that the others do on their own.
+
+    All processes of `ranks` must make it together. Without it they would find out only when they
+    have done their own work, hours later perhaps.
+    """
+
+    _POLL_SECONDS = 0.5
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._key = "deeprep/alarm/" + ranks.gather(uuid.uuid4().hex)[0]
+        # What init_process_group was given, or made: there is no public way to it.
+        self._store = distributed.distributed_c10d._get_default_store()
+        self._asked = time.monotonic()
+
+    def ring(self) -> None:
+        """Tell the others."""
+        self._store.set(self._key, "failed")
+
+    def rings(self) -> bool:
+        """Whether another process has failed; asks twice a second at most."""
+        now = time.monotonic()
+        if now < self._asked + self._POLL_SECONDS:
+            return False
+        self._asked = now
+        return bool(self._store.check([self._key]))

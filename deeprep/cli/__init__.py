@@ -5,6 +5,7 @@ Results go to stdout, as tables or as JSON; progress, warnings and errors to std
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -15,6 +16,8 @@ from tyro.conf import subcommand
 
 from deeprep.base import strict_json
 from deeprep.base.console import print_error, print_warning, stdout_console
+from deeprep.base.ranks import RankLostError
+from deeprep.base.torchrun import OtherRankError, let_another_speak
 from deeprep.cli import analyze, features
 from deeprep.cli.shared import ERRORS, Result
 
@@ -32,6 +35,7 @@ _DETAILS = {
   deeprep stats 'features/*.npy' labels.npy --full --out monday.safetensors
   deeprep merge monday.safetensors tuesday.safetensors --out both.safetensors
   deeprep show both.safetensors --json
+  torchrun --nproc-per-node=4 -m deeprep stats 'features/*.npy' labels.npy --out all.safetensors
 
 Each command has its own --help.""",
     "analyze": analyze.DETAILS,
@@ -62,9 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
     except ERRORS as error:
         print_error(error)
         return 1
+    except OtherRankError:
+        let_another_speak()
+        return 1
+    except RankLostError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print_error(error)
+        return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")
         return 128 + signal.SIGINT
+    if result is None:
+        return 0
     try:
         _print(result, command.json)
         print(end="", flush=True)

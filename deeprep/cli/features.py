@@ -5,34 +5,54 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from deeprep.base.ranks import Ranks
+from deeprep.base.torchrun import default_threads, joined, together
 from deeprep.cli.shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
+from deeprep.files.parts import remove_parts
 from deeprep.report import LayerReport
 from deeprep.state import ClassScatter
 
 __all__ = ["Merge", "Show", "Stats"]
 
 _MAX_LISTED = 20  # classes
+# With files for days, the first process to be done waits for the last. Those that die are noticed.
+_PATIENCE = timedelta(days=30)
 
 STATS = "Read features and labels once, in blocks, and print the statistics of their classes."
 
-STATS_DETAILS = """FEATURES (N, d) and LABELS (N,) are each a .npy file, a .safetensors file
-(FILE.safetensors:NAME where it holds several such arrays), or a directory or a quoted glob of such
-files, in natural order. The two need not be cut into files at the same rows. Memory is
---batch-bytes and the K x d means, whatever the size of the files.
+STATS_DETAILS = """FEATURES (N, d) and LABELS (N,) are each one of these, or a directory or a
+quoted glob of them, in natural order. The two need not be cut into files at the same rows.
+  FILE.npy
+  FILE.safetensors[:NAME]   NAME where the file holds several such arrays
+  FILE.parquet[:COLUMN]     features: a column of lists, or a glob of columns of numbers; labels: a
+                            column of integers (pip install 'deeprep[parquet]')
+  s3://..., https://...     any of these by URL (pip install 'deeprep[remote]', and for s3, gs or hf
+                            the library of the store: s3fs, gcsfs, huggingface_hub)
+Memory is --batch-bytes and the K x d means, whatever the size of the files; of URLs and Parquet
+twice --batch-bytes and 100 MiB.
+
+Started by torchrun, every process reads its share of the files, and the first one prints, and
+writes to --out, what all have found: the same bits for any number of processes. With --out,
+finished parts are kept in FILE.parts until FILE is written. If a process dies, the same command, by
+any number of processes or without torchrun, reads what is left.
 
 Examples:
   deeprep stats features.npy labels.npy
   deeprep stats 'features-*.npy' labels.npy --num-classes 1000 --ignore-index 255
-  deeprep stats l3.safetensors:x l3.safetensors:y --full --out state.safetensors"""
+  deeprep stats l3.safetensors:x l3.safetensors:y --full --out state.safetensors
+  deeprep stats 's3://bucket/train-*.parquet:embedding' 's3://bucket/train-*.parquet:label'
+  torchrun --nproc-per-node=8 -m deeprep stats 'x-*.npy' 'y-*.npy' --out state.safetensors"""
 
 MERGE = """Merge states into one, exactly, as if one process had seen all their samples, and print
 its statistics."""
@@ -72,19 +92,37 @@ class Stats:
     batch_bytes: int = BATCH_BYTES
     """Bytes of features taken in at once."""
 
-    def run(self) -> Result:
-        """Read, write the state if asked to, and return its statistics."""
-        _check_target(self.out)
-        with progress_bar("row") as progress:
-            scatter = class_scatter_of_files(
+    def run(self) -> Result | None:
+        """Read, write the state if asked to, and return its statistics; None but on rank 0."""
+        with joined(_PATIENCE, alone_too=True) as ranks:
+            first = ranks is None or ranks.rank == 0
+            parts = None if self.out is None else self.out.with_name(f"{self.out.name}.parts")
+            if ranks is None and parts is not None and not parts.is_dir():
+                parts = None
+            together(ranks, lambda: _check_target(self.out) if first else None)
+            scatter = self._read(ranks, parts, shows=first)
+            result = together(ranks, lambda: self._written(scatter) if first else None)
+            if parts is not None:
+                remove_parts(parts)
+            return result
+
+    def _read(self, ranks: Ranks | None, parts: Path | None, *, shows: bool) -> ClassScatter:
+        if ranks is not None:
+            torch.set_num_threads(default_threads())
+        with progress_bar("row", "" if ranks is None else f"process 1 of {ranks.size}") as progress:
+            return class_scatter_of_files(
                 self.features,
                 self.labels,
                 self.num_classes,
                 full=self.full,
                 ignore_index=self.ignore_index,
                 batch_bytes=self.batch_bytes,
-                progress=progress,
+                progress=progress if shows else None,
+                all_reduce=ranks is not None,
+                parts=parts,
             )
+
+    def _written(self, scatter: ClassScatter) -> Result:
         if self.out is not None:
             scatter.save(self.out)
         return _result(scatter, self.features)

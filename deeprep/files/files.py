@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deeprep.base import validate
+from deeprep.base.ranks import Ranks
 from deeprep.files.labelled import LabelledFiles
+from deeprep.files.many import scatter_in_parts
 from deeprep.state import ClassScatter
 
 __all__ = ["BATCH_BYTES", "class_scatter_of_files"]
@@ -28,6 +31,9 @@ def class_scatter_of_files(
     ignore_index: int = -100,
     batch_bytes: int = BATCH_BYTES,
     progress: Callable[[int, int], None] | None = None,
+    all_reduce: bool = False,
+    group: Any = None,
+    parts: str | Path | None = None,
 ) -> ClassScatter:
     """Class-scatter statistics of features and labels on disk, of any size, in one pass.
 
@@ -60,7 +66,18 @@ def class_scatter_of_files(
         how the features are cut into files. Each batch reads and writes the means of its classes:
         where K*d is so large that a batch has few rows of a class, a larger one is faster.
     progress
-        Called with (rows done, N) after every batch.
+        Called with (rows done, N) after every batch; of many processes, with those of this one.
+    all_reduce
+        Whether all processes of a torch.distributed group, which must all call this, share the work
+        and all get the state of all samples. Files are cut into parts, and the states of these are
+        merged in one order: the bits are the same for any number of processes, and where there is
+        one part, of files up to 64 MiB say, those of a single process without `parts`.
+    group
+        A torch.distributed group; default: all processes.
+    parts
+        A directory for the states of the parts that are finished, on a disk of each machine or on a
+        shared one. If a process dies, a further call with the same files and settings, by any
+        number of processes, reads the rest alone. It is not removed.
 
     Returns
     -------
@@ -78,6 +95,16 @@ def class_scatter_of_files(
         Where a library is missing, naming the extra that brings it.
     MemoryError
         Where the state of so many classes and features is too large.
+    OtherRankError
+        Where any of this has happened in another process; a RuntimeError.
+    RankLostError
+        Where another process is lost.
+
+    Notes
+    -----
+    In parts, four states more are resident while two are merged. Without `parts` a process keeps
+    what it cannot merge yet, some states more: the binary logarithm of its number of parts at most,
+    or twice that where it has neighbours on both sides.
 
     Examples
     --------
@@ -93,10 +120,26 @@ def class_scatter_of_files(
     if num_classes is not None:
         validate.check_num_classes(num_classes)
 
-    files = LabelledFiles(features, labels, ignore_index, batch_bytes)
+    def empty_state(num_classes: int, num_features: int) -> ClassScatter:
+        return _empty_state(num_classes, num_features, full, ignore_index)
+
+    def open_files() -> LabelledFiles:
+        return LabelledFiles(features, labels, ignore_index, batch_bytes)
+
+    if all_reduce or parts is not None:
+        return scatter_in_parts(
+            open_files,
+            num_classes,
+            empty_state,
+            batch_bytes=batch_bytes,
+            directory=None if parts is None else Path(parts),
+            ranks=Ranks.of(group, "class_scatter_of_files") if all_reduce else None,
+            progress=progress,
+        )
+    files = open_files()
     num_rows = files.features.num_rows
     num_classes = files.checked_num_classes(num_classes, files.label_range(0, num_rows))
-    scatter = _empty_state(num_classes, files.features.num_columns, full, ignore_index)
+    scatter = empty_state(num_classes, files.features.num_columns)
     done = 0
 
     def after_batch(rows: int) -> None:
