@@ -11,16 +11,18 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from deeprep.base import strict_json
 from deeprep.base.console import print_error
+from deeprep.base.ranks import Ranks
+from deeprep.base.torchrun import OtherRankError, joined, together
 from deeprep.base.validate import check_positive, require
 from deeprep.cli.analysis import Analysis, check_directory, checkpoint_names
-from deeprep.cli.foreign import errors_of, importable_here, printed_warnings
-from deeprep.cli.shared import ERRORS, Json, Result, progress_bar
+from deeprep.cli.foreign import importable_here
+from deeprep.cli.measuring import Measuring
+from deeprep.cli.ranks import PATIENCE, is_first, share_threads, warnings_of_first
+from deeprep.cli.shared import ERRORS, Json, Result
 from deeprep.data import (
-    Batches,
     Data,
     DatasetName,
     DataSettings,
-    TextBatches,
     TextData,
     load_configured_data,
     load_text,
@@ -31,10 +33,8 @@ from deeprep.models.load import load_model
 from deeprep.models.loaded import LoadedModel
 from deeprep.models.weights import weight_files
 from deeprep.probe import LayerProbe
-from deeprep.report import LayerReport
 from deeprep.report.layer_metrics import Metrics, choose_metrics
-from deeprep.run.device import choose_device
-from deeprep.state import ClassScatter
+from deeprep.run.device import choose_device, own_device
 
 if TYPE_CHECKING:
     from deeprep.run.record import RunDirectory
@@ -64,13 +64,17 @@ tokenizer of the Hugging Face folder; your own model is called as
 model(input_ids=..., attention_mask=...) with the tokenizer that its factory returns beside it, or
 with bytes: id = byte + 1, padded with 0.
 
+Started by torchrun, every process loads the data, measures its share of the samples, on a GPU of
+its own where there are any, and the first one prints and writes what all have found.
+
 Examples:
   deeprep analyze resnet18 --data cifar10 --weights resnet18.pth --out resnet18-cifar10
   deeprep analyze timm:vit_tiny_patch16_224 --data digits --samples-per-class 20
   deeprep analyze hf:path/to/bert --data reviews.tsv --full
   deeprep analyze mynets:small_cnn --data fashion-mnist --weights 'checkpoints/epoch-*.pt'
   deeprep analyze runs/mlp-digits-seed0
-  deeprep analyze runs/mlp-digits-seed0 --layers layer1 --layers layer7 --full --accuracy"""
+  deeprep analyze runs/mlp-digits-seed0 --layers layer1 --layers layer7 --full --accuracy
+  torchrun --nproc-per-node=4 -m deeprep analyze resnet18 --data image-folder --data-dir photos"""
 
 _BATCH_SIZE = 128
 _AS_IN_A_RUN = "(default: {}; for a run directory, as in the run)"
@@ -171,9 +175,20 @@ class Analyze:
     save_states: _Flag = False
     """Also write the sums of every layer to --out, for `deeprep show` and `deeprep merge`."""
 
-    def run(self) -> Result:
-        """Measure, or show what a run has measured."""
-        check_directory(self.out)
+    def run(self) -> Result | None:
+        """Measure, or show what a run has measured; None but on rank 0."""
+        with joined(PATIENCE) as ranks:
+            run = together(ranks, lambda: self._checked(first=is_first(ranks)))
+            if run is not None and not self._asks_for_a_measurement():
+                return together(ranks, lambda: self._show(run) if is_first(ranks) else None)
+            share_threads(ranks)
+            with importable_here(), warnings_of_first(ranks):
+                return self._measure_all(run, ranks)
+
+    def _checked(self, *, first: bool) -> RunDirectory | None:
+        """Check the flags, and return the run directory if it is one."""
+        if first:  # which alone writes
+            check_directory(self.out)
         check_positive("batch_size", self.batch_size)
         require("seed", self.seed, -(2**63) <= self.seed < 2**64, "-2^63 <= seed < 2^64")
         if self.max_length is not None:
@@ -181,11 +196,7 @@ class Analyze:
         choose_metrics(self._metrics(), full=self.full)
         if self.save_states and self.out is None:
             raise ValueError("save_states needs out, a directory to write to")
-        run = _open_run(self.model)
-        if run is not None and not self._asks_for_a_measurement():
-            return self._show(run)
-        with importable_here(), printed_warnings():
-            return self._measure_all(run)
+        return _open_run(self.model)
 
     def _metrics(self) -> Metrics:
         return [name for names in self.metrics for name in names] or "auto"
@@ -218,12 +229,15 @@ class Analyze:
             analysis.add(f"epoch-{measured.epoch}", measured.report)
         return analysis.finish()
 
-    def _measure_all(self, run: RunDirectory | None) -> Result:
+    def _measure_all(self, run: RunDirectory | None, ranks: Ranks | None) -> Result | None:
         torch.manual_seed(self.seed)
-        device = choose_device(self.device)
+        device = together(ranks, lambda: own_device(choose_device(self.device), ranks))
         # The values of one flag may come from a shell, in its order; the flags are in the user's.
-        files = list(dict.fromkeys(f for sources in self.weights for f in weight_files(sources)))
-        samples, model = self._load(run)
+        files = together(
+            ranks, lambda: [f for sources in self.weights for f in weight_files(sources)]
+        )
+        files = list(dict.fromkeys(files))
+        samples, model = together(ranks, lambda: self._load(run), in_turn=True)
         how = self._how(run)
         # First of all, for weights are rounded to the type of those that they replace.
         model.module.to(device, torch.float64 if how["dtype"] == "float64" else torch.float32)
@@ -239,24 +253,52 @@ class Analyze:
             "seed": self.seed,
             **how,
         }
+        if ranks is not None:
+            about["processes"] = ranks.size
         told = f"{len(files)} checkpoints" if is_series else f"weights: {weights[0]}"
         if weights == ["random"]:
             told += f" (seed {self.seed})"
         title = f"{self.model} on {_describe(samples)}, {device}, {told}"
+        if ranks is not None:
+            title += f", {ranks.size} processes"
         analysis = Analysis(about, title, is_series, self.out, self._metrics_asked_for())
+        measuring = Measuring(
+            device=device,
+            dtype=how["dtype"],
+            layers=self.layers,
+            reduce=how["reduce"],
+            full=self.full,
+            accuracy=self.accuracy,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            ranks=ranks,
+        )
+
+        def measure(file: Path | None, name: str, what: str = "") -> None:
+            if file is not None:
+                together(ranks, lambda: model.load_weights(file))
+            probe = measuring.probe(model, samples, what)
+            together(
+                ranks,
+                lambda: self._add(analysis, name, probe, samples, how) if is_first(ranks) else None,
+            )
+
         if not files:
-            analysis.add(model.weights, *self._measure(model, samples, device, how))
+            measure(None, model.weights)
         for number, (file, name) in enumerate(zip(files, checkpoint_names(files), strict=True)):
             what = f"{name}, {number + 1} of {len(files)}" if is_series else ""
             try:
-                model.load_weights(file)
-                analysis.add(name, *self._measure(model, samples, device, how, what))
+                measure(file, name, what)
+            except OtherRankError:
+                if not is_series:
+                    raise
+                analysis.failed = True
             except ERRORS as error:
                 if not is_series:
                     raise
                 print_error(error if str(file) in str(error) else f"weights {file}: {error}")
                 analysis.failed = True
-        return analysis.finish()
+        return together(ranks, lambda: analysis.finish() if is_first(ranks) else None)
 
     def _how(self, run: RunDirectory | None) -> dict[str, Any]:
         """Return the options that a run directory has its own defaults for."""
@@ -317,40 +359,23 @@ class Analyze:
         )
         return load_configured_data(settings, self.seed)
 
-    def _measure(
+    def _add(
         self,
-        model: LoadedModel,
+        analysis: Analysis,
+        name: str,
+        probe: LayerProbe,
         samples: Data | TextData,
-        device: torch.device,
         how: dict[str, Any],
-        what: str = "",
-    ) -> tuple[LayerReport, dict[str, ClassScatter]]:
-        """Return the report and the layers' states of a model as it is now."""
-        loader: Batches | TextBatches
-        if isinstance(samples, TextData):
-            assert model.tokenizer is not None
-            max_length = self.max_length or model.max_length
-            loader = TextBatches(samples, model.tokenizer, self.batch_size, max_length)
-        else:
-            dtype = torch.float64 if how["dtype"] == "float64" else torch.float32
-            loader = Batches(samples.inputs.to(dtype), samples.labels, self.batch_size)
-        full: Literal["auto", False] = "auto" if self.full else False
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=how["dtype"] == "bfloat16")
-        with progress_bar("batch", what) as progress, autocast, errors_of(model.name):
-            probe = LayerProbe(
-                model.module, samples.num_classes, self.layers or None, how["reduce"], full=full
-            )
-            probe.run(loader, progress)
-            if self.accuracy:
-                probe.score(loader, progress)
-            report = probe.report(
-                weighting=how["weighting"],
-                corrected=self.corrected,
-                jackknife=self.jackknife,
-                metrics=self._metrics(),
-                class_names=samples.class_names,
-            )
-        return report, probe.scatters if self.save_states else {}
+    ) -> None:
+        """Report what a probe has measured."""
+        report = probe.report(
+            weighting=how["weighting"],
+            corrected=self.corrected,
+            jackknife=self.jackknife,
+            metrics=self._metrics(),
+            class_names=samples.class_names,
+        )
+        analysis.add(name, report, probe.scatters if self.save_states else {})
 
 
 def _describe(samples: Data | TextData) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deeprep.base.ranks import Ranks
-from deeprep.base.torchrun import default_threads, joined, together
+from deeprep.base.torchrun import joined, together
+from deeprep.cli.ranks import PATIENCE, is_first, share_threads
 from deeprep.cli.shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
 from deeprep.files.parts import remove_parts
@@ -26,8 +25,6 @@ from deeprep.state import ClassScatter
 __all__ = ["Merge", "Show", "Stats"]
 
 _MAX_LISTED = 20  # classes
-# With files for days, the first process to be done waits for the last. Those that die are noticed.
-_PATIENCE = timedelta(days=30)
 
 STATS = "Read features and labels once, in blocks, and print the statistics of their classes."
 
@@ -94,8 +91,8 @@ class Stats:
 
     def run(self) -> Result | None:
         """Read, write the state if asked to, and return its statistics; None but on rank 0."""
-        with joined(_PATIENCE, alone_too=True) as ranks:
-            first = ranks is None or ranks.rank == 0
+        with joined(PATIENCE, alone_too=True) as ranks:
+            first = is_first(ranks)
             parts = None if self.out is None else self.out.with_name(f"{self.out.name}.parts")
             if ranks is None and parts is not None and not parts.is_dir():
                 parts = None
@@ -107,8 +104,7 @@ class Stats:
             return result
 
     def _read(self, ranks: Ranks | None, parts: Path | None, *, shows: bool) -> ClassScatter:
-        if ranks is not None:
-            torch.set_num_threads(default_threads())
+        share_threads(ranks)
         with progress_bar("row", "" if ranks is None else f"process 1 of {ranks.size}") as progress:
             return class_scatter_of_files(
                 self.features,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from deeprep.base.ranks import Ranks
+from deeprep.base.torchrun import local_rank
+from deeprep.base.validate import require
 from deeprep.ops import build_info
 
 
@@ -32,3 +35,19 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and lacks:
         raise ValueError(f"device is {name}, expected cpu or auto where {lacks}")
     return device
+
+
+def own_device(device: torch.device, ranks: Ranks | None) -> torch.device:
+    """Return this process's own GPU, where many run on the GPUs of their machines.
+
+    Raises
+    ------
+    ValueError
+        Where there are too few.
+    """
+    if ranks is None or device.type == "cpu":
+        return device
+    gpus, number = torch.cuda.device_count(), local_rank()
+    require("nproc-per-node", number + 1, number < gpus, f"at most {gpus}, the GPUs there are")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from deeprep.base.ranks import Ranks
-from deeprep.base.torchrun import local_rank
 from deeprep.base.validate import chosen, require
 from deeprep.data import Batches, Data
 from deeprep.models import build_model
-from deeprep.run.device import choose_device
+from deeprep.run.device import choose_device, own_device
 from deeprep.run.record import Checkpoint
 from deeprep.run.settings import Settings
 from deeprep.run.train import make_optimizer
@@ -37,12 +36,7 @@ def prepare_device(settings: Settings, ranks: Ranks | None) -> torch.device:
     # cuBLAS is deterministic only with a workspace of fixed size, read when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if ranks is None:
-        return device
-    gpus, number = torch.cuda.device_count(), local_rank()
-    require("nproc-per-node", number + 1, number < gpus, f"at most {gpus}, the GPUs there are")
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    return own_device(device, ranks)
 
 
 def pin_settings(settings: Settings, device: torch.device) -> Settings:
