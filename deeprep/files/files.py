@@ -102,9 +102,8 @@ def class_scatter_of_files(
 
     Notes
     -----
-    In parts, four states more are resident while two are merged. Without `parts` a process keeps
-    what it cannot merge yet, some states more: the binary logarithm of its number of parts at most,
-    or twice that where it has neighbours on both sides.
+    In parts, a process has one state, and four while it merges two. Without a directory `parts` it
+    also keeps those that it cannot merge yet: two for each doubling of its number of parts at most.
 
     Examples
     --------
