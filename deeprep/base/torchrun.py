@@ -6,9 +6,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -115,18 +115,22 @@ class Alarm:
 
     def __init__(self, ranks: Ranks) -> None:
         self._key = "deeprep/alarm/" + ranks.gather(uuid.uuid4().hex)[0]
-        # What init_process_group was given, or made: there is no public way to it.
-        self._store = distributed.distributed_c10d._get_default_store()
+        self._store: Any = None
+        # What init_process_group was given, or made. No public way leads to it: in a torch that has
+        # none here the others go on to their ends.
+        with suppress(AttributeError):
+            self._store = distributed.distributed_c10d._get_default_store()
         self._asked = time.monotonic()
 
     def ring(self) -> None:
         """Tell the others."""
-        self._store.set(self._key, "failed")
+        if self._store is not None:
+            self._store.set(self._key, "failed")
 
     def rings(self) -> bool:
         """Whether another process has failed; asks twice a second at most."""
         now = time.monotonic()
-        if now < self._asked + self._POLL_SECONDS:
+        if self._store is None or now < self._asked + self._POLL_SECONDS:
             return False
         self._asked = now
         return bool(self._store.check([self._key]))

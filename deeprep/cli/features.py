@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import joined, together
-from deeprep.cli.ranks import PATIENCE, is_first, share_threads
+from deeprep.cli.ranks import PATIENCE, is_first, share_threads, warnings_of_first
 from deeprep.cli.shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
 from deeprep.files.parts import remove_parts
@@ -105,7 +105,8 @@ class Stats:
 
     def _read(self, ranks: Ranks | None, parts: Path | None, *, shows: bool) -> ClassScatter:
         share_threads(ranks)
-        with progress_bar("row", "" if ranks is None else f"process 1 of {ranks.size}") as progress:
+        what = "" if ranks is None else f"process 1 of {ranks.size}"
+        with warnings_of_first(ranks), progress_bar("row", what) as progress:
             return class_scatter_of_files(
                 self.features,
                 self.labels,

@@ -17,7 +17,7 @@ __all__ = ["PATIENCE", "is_first", "share_threads", "warnings_of_first"]
 
 # Where the work takes days, the first process to be done waits for the last. Those that die are
 # noticed.
-PATIENCE = timedelta(days=30)
+PATIENCE = timedelta(days=7)
 
 
 def is_first(ranks: Ranks | None) -> bool:

@@ -104,6 +104,8 @@ def class_scatter_of_files(
     -----
     In parts, a process has one state, and four while it merges two. Without a directory `parts` it
     also keeps those that it cannot merge yet: two for each doubling of its number of parts at most.
+    One that is done waits for the others for as long as the group's timeout, which
+    torch.distributed.init_process_group sets.
 
     Examples
     --------

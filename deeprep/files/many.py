@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import Alarm, together
+from deeprep.base.warn import warn
 from deeprep.files.arrays import Block
 from deeprep.files.labelled import LabelledFiles, LabelRange
 from deeprep.files.parts import (
@@ -90,6 +91,11 @@ def scatter_in_parts(
         return parts, Finished(len(parts), directory, fingerprint(files.arrays, settings))
 
     parts, finished = together(ranks, start)
+    if finished.has_others and rank == 0:
+        warn(
+            f"{directory} holds states of other files or settings, which are "
+            "left alone: files that have changed, another batch_bytes, K, full or ignore_index"
+        )
     alarm = None if ranks is None else Alarm(ranks)
     owners = _settle_owners(finished, ranks)
     covered = {part for first, stop in owners for part in range(first, stop)}

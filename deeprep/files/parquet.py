@@ -11,6 +11,7 @@ import contextlib
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from deeprep.base.paths import natural_order
 from deeprep.files.arrays import DTYPES, Argument, Bytes, Filler, Shard, StreamedArray
-from deeprep.files.remote import StreamedFile, open_files
+from deeprep.files.remote import CONNECTIONS, StreamedFile, open_files
 from deeprep.files.sources import Found, library
 
 __all__ = ["ParquetArray"]
@@ -68,9 +69,9 @@ class ParquetArray(StreamedArray):
                 )
         self._urls = [found.url(index) for index in range(len(found.paths))]
         self._buffer_bytes = _LOCAL_BUFFER if found.store is None else _STORE_BUFFER
-        self.columns: list[list[str]] = []
-        self._groups: list[list[int]] = []  # of each file, rows of its groups
-        shards = [self._open(index, found.array) for index in range(len(self._inputs))]
+        with ThreadPoolExecutor(CONNECTIONS if found.store is not None else 1) as pool:
+            opened = list(pool.map(lambda i: self._open(i, found.array), range(len(self._urls))))
+        shards, self.columns, self._groups = map(list, zip(*opened, strict=True))
         super().__init__(argument, self._of_one_width(shards))
 
     @property
@@ -146,8 +147,11 @@ class ParquetArray(StreamedArray):
                 f"row {row} of {self.shards[shard].name} has a null, expected {wanted}"
             )
 
-    def _open(self, index: int, pattern: str | None) -> Shard:
-        """Read the footer of a file, and the length of its lists where its schema has none."""
+    def _open(self, index: int, pattern: str | None) -> tuple[Shard, list[str], list[int]]:
+        """Return what the footer of a file says, the columns, and the rows of its groups.
+
+        Where the schema does not say how long lists are, the first one does.
+        """
         with self.errors(index), self._file(index) as file:
             metadata = file.metadata
             groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -161,11 +165,10 @@ class ParquetArray(StreamedArray):
                     width = getattr(kind, "list_size", None) or _first_length(file, chosen[0].name)
                 shape = (sum(groups), width)
             version = f"{metadata.serialized_size} {metadata.num_rows} {self._version(index)}"
-        self.columns.append([field.name for field in chosen])
-        self._groups.append(groups)
         item = kind.value_type if len(shape) == 2 and _is_list(kind) else kind
         code = _CODES.get(str(item), str(item))
-        return Shard(f"{self._urls[index]}:{pattern or chosen[0].name}", shape, code, 0, version)
+        shard = Shard(f"{self._urls[index]}:{pattern or chosen[0].name}", shape, code, 0, version)
+        return shard, [field.name for field in chosen], groups
 
     def _version(self, index: int) -> str:
         source = self._inputs[index]

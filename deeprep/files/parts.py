@@ -116,6 +116,11 @@ class Finished:
         Where states are files as soon as they are finished; None to keep them in memory.
     key
         The `fingerprint` of these files and settings; states of others are left alone.
+
+    Attributes
+    ----------
+    has_others
+        Whether the directory holds states of other files or settings.
     """
 
     def __init__(self, num_parts: int, directory: Path | None, key: str) -> None:
@@ -123,11 +128,14 @@ class Finished:
         self._directory, self._key = directory, key
         self._in_memory: dict[Stretch, ClassScatter] = {}
         self._on_disk: set[Stretch] = set()
+        self.has_others = False
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            named = (_NAME.fullmatch(path.name) for path in directory.iterdir())
-            found = {(int(m[1]), int(m[2])) for m in named if m is not None and m[3] == key}
+            named = [_NAME.fullmatch(path.name) for path in directory.iterdir()]
+            states = [match for match in named if match is not None]
+            found = {(int(match[1]), int(match[2])) for match in states if match[3] == key}
             self._on_disk = set(outermost(found))
+            self.has_others = any(match[3] != key for match in states)
 
     @property
     def stretches(self) -> list[Stretch]:

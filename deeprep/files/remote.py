@@ -41,6 +41,9 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, store: Any, path: str, url: str, about: dict[str, Any]) -> None:
         self.url = url
         self._store, self._path = store, path
+        if about.get("size") is None:  # as in the listing of a web server
+            with errors_of_store(url):
+                about = store.info(path)
         if about.get("size") is None:
             raise ValueError(f"{url} has no size that its server tells, expected one")
         self.size = int(about["size"])

@@ -79,8 +79,14 @@ def find(argument: Argument, source: str) -> Found:
         return find_local(argument, source)
     fsspec = library("fsspec", f"{argument} {source} is a URL", "remote")
     path, name = _split(source)
+    options = {}
+    if path.startswith(("http://", "https://")):
+        aiohttp = library("aiohttp", f"{argument} {source} is on a web server", "remote")
+        # aiohttp's own limit is five minutes for a file, however large it is.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
+        options["client_kwargs"] = {"timeout": timeout}
     try:
-        store, path = fsspec.core.url_to_fs(path)
+        store, path = fsspec.core.url_to_fs(path, **options)
     except ImportError as error:
         raise ImportError(
             f"{argument} {source} is in a store that needs one more library: {error}"

@@ -164,12 +164,14 @@ def test_halves_that_were_not_removed_count_once(folder, tmp_path, monkeypatch):
 def test_states_of_other_files_or_settings_are_left_alone(folder, tmp_path):
     directory = tmp_path / "parts"
     scatter(folder, parts=directory)
-    num_classes = scatter(folder, parts=directory, num_classes=6)
-    assert num_classes.num_classes == 6
+    with pytest.warns(UserWarning, match=r"parts holds states of other files or settings"):
+        assert scatter(folder, parts=directory, num_classes=6).num_classes == 6
     x = np.load(folder / "x-3.npy")
     np.save(folder / "x-3.npy", x + 1)
     os.utime(folder / "x-3.npy", ns=(0, time.time_ns() + 10**9))
-    assert_same_bits(scatter(folder, parts=directory), scatter(folder, parts=tmp_path / "fresh"))
+    with pytest.warns(UserWarning, match=r"parts holds states of other files or settings"):
+        found = scatter(folder, parts=directory)
+    assert_same_bits(found, scatter(folder, parts=tmp_path / "fresh"))
     assert len(list(directory.iterdir())) == 3
     (directory / "notes.txt").write_text("mine")
     parts.remove_parts(directory)
@@ -300,12 +302,12 @@ def test_a_process_that_dies_leaves_its_finished_parts(run_ranks, folder, tmp_pa
     assert exit_codes == [0, 0, 0], failures.get(timeout=5)
 
 
-def _torchrun(folder, *arguments):
+def _torchrun(size, folder, *arguments):
     root = Path(deeprep.__file__).parent.parent
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "deeprep", *map(str, arguments)),
+            *("--nproc-per-node", str(size), "-m", "deeprep", *map(str, arguments)),
         ],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -316,18 +318,19 @@ def _torchrun(folder, *arguments):
     )
 
 
-def test_torchrun_of_the_command(folder, tmp_path, expected, capsys):
+@pytest.mark.parametrize("size", [1, 2])
+def test_torchrun_of_the_command(folder, expected, size):
     arguments = ("stats", "x-*.npy", "y.npy", "--full", "--batch-bytes", 2000, "--out", "state")
     broken = folder / "x-7.npy"
     whole, status = broken.read_bytes(), broken.stat()
     broken.write_bytes(whole[:-1])
-    done = _torchrun(folder, *arguments)
+    done = _torchrun(size, folder, *arguments)
     assert done.returncode != 0
     assert done.stderr.count("error: features x-7.npy is cut short") == 1
     assert done.stdout == ""
     broken.write_bytes(whole)
     os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
-    done = _torchrun(folder, *arguments)
+    done = _torchrun(size, folder, *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("samples N") == 1, "only the first process prints"
     assert_same_bits(ClassScatter.load(folder / "state"), expected)

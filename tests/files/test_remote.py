@@ -102,6 +102,13 @@ def test_a_web_server_without_ranges_is_asked_for_every_byte_once(folder, monkey
     assert len(asked) <= opened + 1
 
 
+@pytest.mark.parametrize("features", ["x-*.npy", "rows-*.parquet"])
+def test_a_listing_of_a_web_server(folder, features):
+    local = class_scatter_of_files(f"{folder}/{features}", folder / "y.npy")
+    with serving(folder) as url:
+        same_bits(class_scatter_of_files(f"{url}/{features}", f"{url}/y.npy"), local)
+
+
 def test_a_url_of_a_local_file_is_mapped(folder):
     assert isinstance(open_array("features", f"file://{folder}/x-0.npy"), ArrayFiles)
     array = open_array("labels", f"file://{folder}/both-*.safetensors:y")
@@ -185,7 +192,7 @@ def test_libraries_that_are_missing_are_named(monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    def store(url):
+    def store(url, **options):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", store)
