@@ -37,7 +37,8 @@ quoted glob of them, in natural order. The two need not be cut into files at the
   s3://..., https://...     any of these by URL (pip install 'deeprep[remote]', and for s3, gs or hf
                             the library of the store: s3fs, gcsfs, huggingface_hub)
 Memory is --batch-bytes and the K x d means, whatever the size of the files; of URLs and Parquet
-twice --batch-bytes and 100 MiB.
+twice --batch-bytes and up to 150 MiB; under torchrun also three more K x d means, while states are
+merged.
 
 Started by torchrun, every process reads its share of the files, and the first one prints, and
 writes to --out, what all have found: the same bits for any number of processes. With --out,

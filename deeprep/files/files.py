@@ -61,10 +61,10 @@ def class_scatter_of_files(
     ignore_index
         Label of rows to skip.
     batch_bytes
-        Features and labels taken in at once. About as much is resident besides the state, of URLs
-        and Parquet twice as much and some 100 MiB. The last bits of the result depend on it, and on
-        how the features are cut into files. Each batch reads and writes the means of its classes:
-        where K*d is so large that a batch has few rows of a class, a larger one is faster.
+        Features and labels taken in at once. About as much is resident besides the state; of URLs
+        and Parquet twice as much and up to 150 MiB. The last bits of the result depend on it, and
+        on how the features are cut into files. Each batch reads and writes the means of its
+        classes: where K*d is so large that a batch has few rows of a class, a larger one is faster.
     progress
         Called with (rows done, N) after every batch; of many processes, with those of this one.
     all_reduce

@@ -1,8 +1,8 @@
 """One array in a column of Parquet files, local or in a store, decoded block by block.
 
 Features are a column of lists, all of one length, or several columns of numbers; labels a column of
-integers. Of a file no more is in memory than some pages of its columns and a few MiB of decoded
-rows, however long its groups of rows are.
+integers. Of a file no more is in memory than some pages of its columns and some decoded rows, 60 to
+150 MiB in all, however long its groups of rows are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Columns of Parquet files are features and labels: the bits of the same numbers in a .npy file."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -10,6 +8,9 @@ import deeprep
 from deeprep import class_scatter, class_scatter_of_files
 from deeprep.files import parquet, sources
 from deeprep.files.opened import open_array
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 FEATURES = np.random.default_rng(0).standard_normal((100, 7)).astype(np.float32)
 LABELS = np.arange(100) % 4

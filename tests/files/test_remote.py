@@ -1,9 +1,6 @@
 """Features and labels by URL: the bits of the same files on disk, read once."""
 
-import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -13,6 +10,11 @@ from deeprep import class_scatter_of_files
 from deeprep.files import remote, sources
 from deeprep.files.opened import open_array
 from deeprep.files.shards import ArrayFiles
+
+pytest.importorskip("aiohttp")
+fsspec = pytest.importorskip("fsspec")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 FEATURES = np.random.default_rng(0).standard_normal((2000, 7)).astype(np.float32)
 LABELS = np.arange(2000) % 4
