@@ -30,6 +30,7 @@ _PART_BYTES = 2**26
 # States of this size are written in no time. Larger ones are worth a part of so many times theirs.
 _SMALL_STATE_BYTES = 2**20
 _BYTES_PER_STATE_BYTE = 16
+_HALF_WRITTEN = re.compile(r"\.parts-.*\.partial\.safetensors")  # by a process that died
 _NAME = re.compile(r"parts-(\d+)-(\d+)\.([0-9a-f]{32})\.safetensors")
 
 
@@ -194,7 +195,7 @@ def remove_parts(directory: Path) -> None:
     """Remove the states of parts, and their directory unless something else is in it."""
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
-            if _NAME.fullmatch(path.name):
+            if _NAME.fullmatch(path.name) or _HALF_WRITTEN.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         directory.rmdir()
 

@@ -174,6 +174,8 @@ def test_states_of_other_files_or_settings_are_left_alone(folder, tmp_path):
     assert_same_bits(found, scatter(folder, parts=tmp_path / "fresh"))
     assert len(list(directory.iterdir())) == 3
     (directory / "notes.txt").write_text("mine")
+    kept = next(directory.glob("parts-*"))
+    (directory / f".{kept.stem}.partial.safetensors").write_bytes(b"half")
     parts.remove_parts(directory)
     assert [path.name for path in directory.iterdir()] == ["notes.txt"]
 
@@ -224,6 +226,11 @@ def check_going_on(rank, size, folder):
     assert_same_bits(found, ClassScatter.load(folder / "expected"))
 
 
+def check_going_on_with_disks_of_their_own(rank, size, folder):
+    found = scatter(folder, all_reduce=True, parts=folder / f"parts-{rank}")
+    assert_same_bits(found, ClassScatter.load(folder / "expected"))
+
+
 def check_a_bad_label(rank, size, folder):
     labels = np.load(folder / "y.npy")
     labels[-3] = -7
@@ -234,7 +241,7 @@ def check_a_bad_label(rank, size, folder):
         class_scatter_of_files(f"{folder}/x-*.npy", folder / "bad.npy", all_reduce=True)
 
 
-def check_a_lost_process(rank, size, folder):
+def check_a_lost_process(rank, size, folder, parts="parts"):
     """Of the last one, killed after some parts, the finished ones stay."""
     take_in = LabelledFiles.take_in
     taken = []
@@ -248,7 +255,11 @@ def check_a_lost_process(rank, size, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LabelledFiles, "take_in", dying)
         with pytest.raises(RankLostError):
-            scatter(folder, all_reduce=True, parts=folder / "parts")
+            scatter(folder, all_reduce=True, parts=folder / parts)
+
+
+def check_a_lost_process_with_a_disk_of_its_own(rank, size, folder):
+    check_a_lost_process(rank, size, folder, f"parts-{rank}")
 
 
 def _in_group(rank, size, store, failures, folder, checks):
@@ -291,14 +302,26 @@ def test_an_error_of_one_process_ends_all_and_the_rest_is_read_later(
     assert exit_codes == [0, 0, 0], failures.get(timeout=5)
 
 
+@pytest.mark.parametrize(
+    ("dying", "going_on", "last"),
+    [
+        (check_a_lost_process, check_going_on, "parts"),
+        (
+            check_a_lost_process_with_a_disk_of_its_own,
+            check_going_on_with_disks_of_their_own,
+            "parts-1",
+        ),
+    ],
+)
 @pytest.mark.usefixtures("expected")
-def test_a_process_that_dies_leaves_its_finished_parts(run_ranks, folder, tmp_path):
-    exit_codes, failures = run_ranks(_in_group, 2, folder, [check_a_lost_process])
+def test_a_process_that_dies_leaves_its_finished_parts(
+    run_ranks, folder, tmp_path, dying, going_on, last
+):
+    exit_codes, failures = run_ranks(_in_group, 2, folder, [dying])
     assert exit_codes == [0, 9], failures.get(timeout=5)
-    left = {path.name.partition(".")[0] for path in (folder / "parts").iterdir()}
-    assert len(left) > 1
+    assert any((folder / last).iterdir())
     (tmp_path / "store").unlink()
-    exit_codes, failures = run_ranks(_in_group, 3, folder, [check_going_on])
+    exit_codes, failures = run_ranks(_in_group, 3, folder, [going_on])
     assert exit_codes == [0, 0, 0], failures.get(timeout=5)
 
 
