@@ -37,8 +37,9 @@ def class_scatter_of_files(
 ) -> ClassScatter:
     """Class-scatter statistics of features and labels on disk, of any size, in one pass.
 
-    Everything that can be wrong with the files is checked before anything is computed; for this the
-    labels, though not the features, are read twice.
+    What can be wrong with the files is checked before anything is computed; for this the labels,
+    though not the features, are read twice. Only nulls and lists of another length among Parquet
+    features are found on the way.
 
     Parameters
     ----------
