@@ -7,6 +7,11 @@
 //
 //     using Sums = simt::Array<float, 32>;
 //     SIMT_SHARED(Sums, sums);
+//
+// A kernel may be launched before the one ahead of it in the stream has ended (programmatic
+// dependent launch, from compute capability 9.0 on). Every thread of every such kernel begins with
+// simt::wait_for_previous_kernel() and touches no global memory before. As none can end without it,
+// a kernel that comes after the wait comes after all that were launched before it.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +47,15 @@ struct Array {
 
 #ifdef __CUDACC__
 
+// Waits until the kernel ahead has ended and its writes are seen, then lets the next one's blocks
+// take up the multiprocessors that this one's leave, there to wait in their turn.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 // 16 bytes of read-only data from a 16-byte aligned address: one ld.global.nc.v4.
 __device__ __forceinline__ uint4 load128(const void* address) {
   return __ldg(static_cast<const uint4*>(address));
@@ -53,6 +67,8 @@ __device__ __forceinline__ float half_to_float(uint16_t bits) {
 __device__ __forceinline__ float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 
 #else
+
+inline void wait_for_previous_kernel() { detail::wait_for_previous_launch(); }
 
 inline uint4 load128(const void* address) {
   detail::expect_aligned(address, 16, "load128");

@@ -96,6 +96,12 @@ void yield() {
   run_next(Leaving::kForNow);
 }
 
+void wait_for_previous_launch() {
+  Thread& self = active.threads[active.current];
+  self.has_waited = true;
+  acquire_as(self.fiber->race_context, &active.launch_token);
+}
+
 void* shared_memory(const void* declaration, size_t size, size_t alignment) {
   for (const SharedMemory& each : active.shared) {
     if (each.declaration == declaration) return each.data;
@@ -126,6 +132,10 @@ void run_thread() {
   entered(active.os_thread);
   active.call(active.argument);
   Thread& self = active.threads[active.current];
+  if (active.early && !self.has_waited) {
+    fail("block %u, thread %u: ends without waiting for the previous kernel", blockIdx.x,
+         active.current);
+  }
   self.state = State::kReturned;
   if (++active.num_returned < active.num_threads) run_next(Leaving::kForGood);
   switch_fiber(*self.fiber, active.os_thread, Leaving::kForGood);
@@ -144,8 +154,9 @@ void assign_fibers(unsigned nth_block) {
     Fiber& fiber = active.fibers[first + i];
     if (fiber.race_context == nullptr) fiber.race_context = create_race_context();
     prepare(fiber, run_thread);
-    acquire_as(fiber.race_context, &active.launch_token);
+    if (!active.early) acquire_as(fiber.race_context, &active.launch_token);
     active.threads[i].fiber = &fiber;
+    active.threads[i].has_waited = false;
   }
 }
 
@@ -185,8 +196,8 @@ void run_blocks(unsigned num_blocks) {
 
 // ------------------------------------------------------------------------ launches
 
-void Executor::run(int64_t grid_blocks, int64_t block_threads, void (*call)(const void*),
-                   const void* argument) {
+void Executor::run(int64_t grid_blocks, int64_t block_threads, bool early,
+                   void (*call)(const void*), const void* argument) {
   using namespace detail;
   if (active.running) throw Error("a launch inside a kernel");
   if (grid_blocks < 1 || grid_blocks > INT32_MAX) {
@@ -198,6 +209,7 @@ void Executor::run(int64_t grid_blocks, int64_t block_threads, void (*call)(cons
   }
   active.call = call;
   active.argument = argument;
+  active.early = early;
   active.failure[0] = '\0';
   active.num_threads = static_cast<unsigned>(block_threads);
   active.random_state = draw(random_state_);

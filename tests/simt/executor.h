@@ -2,6 +2,7 @@
 //
 //     simt::Executor executor(seed);
 //     executor.launch(kernel<float>, grid_blocks, block_threads, arguments...);
+//     executor.launch_next(kernel<float>, ...);  // may start before the launch ahead has ended
 //
 // A launch runs every block, one after the other in an order drawn from the seed; the threads of a
 // block are fibers of the calling OS thread. A thread runs until it comes to a barrier, a shuffle,
@@ -13,7 +14,8 @@
 // - a warp operation whose mask lacks the calling lane, names a lane that the block does not have,
 //   that has returned or that never comes to the same operation with the same mask; a shuffle from
 //   a lane outside the mask;
-// - a misaligned load128 or atomic; an index out of a simt::Array.
+// - a misaligned load128 or atomic; an index out of a simt::Array;
+// - a thread of a kernel queued by launch_next that ends without simt::wait_for_previous_kernel().
 //
 // The rest is left to sanitizers (tests/simt/CMakeLists.txt says how the executor is built):
 //
@@ -21,12 +23,14 @@
 //   out of shared memory, which always is. Shared memory is fresh for each block and filled with
 //   0xff, NaN as floating point and -1 as integer;
 // - ThreadSanitizer sees races, also where this schedule's result is right. Each thread is a TSan
-//   fiber. Launches are ordered, __syncthreads orders a block and __syncwarp the lanes of its mask.
+//   fiber. Launches are ordered, but for what a launch_next does before it waits for the launch
+//   ahead; __syncthreads orders a block and __syncwarp the lanes of its mask.
 //   Nothing else orders memory: not a switch of fibers, not an atomic (all are relaxed), and not a
 //   shuffle or vote, just as CUDA has it. See kFibers in launch.h for its one limit.
 //
-// Not modelled: y and z of grids and blocks, dynamic shared memory, concurrent blocks (a block that
-// waits for another one never ends), memory weaker than sequential consistency.
+// Not modelled: y and z of grids and blocks, dynamic shared memory, launches side by side,
+// concurrent blocks (a block that waits for another one never ends), memory weaker than sequential
+// consistency.
 #pragma once
 
 #include <cstddef>
@@ -93,14 +97,28 @@ class Executor {
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t grid_blocks, int64_t block_threads,
               Arguments... arguments) {
-    const std::tuple<Parameters...> parameters(arguments...);
-    const auto call = [&] { std::apply(kernel, parameters); };
-    using Call = decltype(call);
-    run(grid_blocks, block_threads, [](const void* each) { (*static_cast<Call*>(each))(); }, &call);
+    const Call<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
+    run(grid_blocks, block_threads, false, call.run, &call);
+  }
+
+  // A kernel that may start before the launch ahead has ended, see simt.h.
+  template <typename... Parameters, typename... Arguments>
+  void launch_next(void (*kernel)(Parameters...), int64_t grid_blocks, int64_t block_threads,
+                   Arguments... arguments) {
+    const Call<Parameters...> call{kernel, std::tuple<Parameters...>(arguments...)};
+    run(grid_blocks, block_threads, true, call.run, &call);
   }
 
  private:
-  void run(int64_t grid_blocks, int64_t block_threads, void (*call)(const void*),
+  template <typename... Parameters>
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> parameters;
+
+    static void run(const void* call);
+  };
+
+  void run(int64_t grid_blocks, int64_t block_threads, bool early, void (*call)(const void*),
            const void* argument);
 
   uint64_t random_state_;
@@ -115,16 +133,24 @@ enum class Operation {
   kShuffleUp,
   kShuffleDown,
   kShuffleXor,
+  kMatchAny,
   kBallot,
   kAny,
   kAll,
   kSync
 };
 
+// What happens between these is nobody's access to memory, for ThreadSanitizer.
+void hide_accesses();
+void show_accesses();
+
+void wait_for_previous_launch();
+
 void synchronize_block();
 
 // Waits for all lanes of the mask. Shuffles: the bits of the lane that `lane` (an index, a distance
-// or a mask) chooses among `width` lanes. Votes: the lanes of the mask whose bits are not 0.
+// or a mask) chooses among `width` lanes. Matches: the lanes of the mask whose bits are this one's.
+// Votes: the lanes of the mask whose bits are not 0.
 uint64_t synchronize_warp(Operation operation, uint32_t mask, uint64_t bits, int lane, int width);
 
 // Lets another thread of the block go first.
@@ -185,6 +211,16 @@ T update_atomically(T* address, const Update& update) {
 }
 
 }  // namespace detail
+
+// The arguments come with the launch, whatever it waits for.
+template <typename... Parameters>
+void Executor::Call<Parameters...>::run(const void* call) {
+  detail::hide_accesses();
+  const Call own = *static_cast<const Call*>(call);
+  detail::show_accesses();
+  std::apply(own.kernel, own.parameters);
+}
+
 }  // namespace simt
 
 // ------------------------------------------------------------------------ the vocabulary
@@ -231,6 +267,19 @@ inline int __all_sync(unsigned mask, int predicate) {
   return simt::detail::synchronize_warp(simt::detail::Operation::kAll, mask, predicate != 0, 0,
                                         warpSize) == mask;
 }
+
+template <typename T>
+unsigned __match_any_sync(unsigned mask, T value) {
+  static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8),
+                "CUDA matches numbers of 32 and 64 bits");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return static_cast<unsigned>(
+      simt::detail::synchronize_warp(simt::detail::Operation::kMatchAny, mask, bits, 0, warpSize));
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 template <typename T>
 T atomicAdd(T* address, simt::detail::given<T> value) {

@@ -148,11 +148,11 @@ void acquire_as(void* race_context, Token* token) {
   act_as(race_context, [&] { __tsan_acquire(token); });
 }
 
-UnseenMemory::UnseenMemory() {
+void hide_accesses() {
   AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
   AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
 }
-UnseenMemory::~UnseenMemory() {
+void show_accesses() {
   AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
   AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
@@ -164,8 +164,8 @@ void* create_race_context() { return nullptr; }
 void destroy_race_context(void*) {}
 void release_as(void*, Token*) {}
 void acquire_as(void*, Token*) {}
-UnseenMemory::UnseenMemory() = default;
-UnseenMemory::~UnseenMemory() = default;
+void hide_accesses() {}
+void show_accesses() {}
 
 #endif
 

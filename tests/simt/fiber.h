@@ -62,11 +62,14 @@ using Token = uint64_t;  // only its address matters
 void release_as(void* race_context, Token* token);
 void acquire_as(void* race_context, Token* token);
 
-// Between these, memory is allocated, written and freed on nobody's behalf.
+// Between these, memory is allocated, read, written and freed on nobody's behalf.
+void hide_accesses();
+void show_accesses();
+
 class UnseenMemory {
  public:
-  UnseenMemory();
-  ~UnseenMemory();
+  UnseenMemory() { hide_accesses(); }
+  ~UnseenMemory() { show_accesses(); }
   UnseenMemory(const UnseenMemory&) = delete;
   UnseenMemory& operator=(const UnseenMemory&) = delete;
 };

@@ -34,6 +34,7 @@ struct Thread {
   int lane = 0;
   int width = 0;
   uint64_t result = 0;
+  bool has_waited = false;  // for the launch ahead
 };
 
 struct SharedMemory {
@@ -47,6 +48,7 @@ struct SharedMemory {
 struct Launch {
   void (*call)(const void*) = nullptr;
   const void* argument = nullptr;
+  bool early = false;  // it may start before the launch ahead has ended
   bool running = false;
   char failure[320] = {};  // empty: none
 

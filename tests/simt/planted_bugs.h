@@ -72,6 +72,55 @@ __global__ void two_blocks_one_word(float* out) {
   if (kBug || blockIdx.x == 0) out[threadIdx.x] = 1;
 }
 
+// Lanes number the equal ones among them, twice; the first of each adds them to a counter that all
+// have read. In the second round another lane is the first.
+template <bool kFirst, bool kSecond>
+__device__ float number_equal_lanes() {
+  using Counters = simt::Array<int, 4>;
+  SIMT_SHARED(Counters, counters);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane < 2) counters[2 * warp + lane] = 0;
+  __syncwarp();
+  int number = 0;
+  for (int round = 0; round < 2; ++round) {
+    const int own = 2 * warp + (lane + round) % 2;
+    const unsigned equal = __match_any_sync(~0u, own);
+    const int before = __popc(equal & ((1u << lane) - 1));
+    const int seen = counters[own];
+    number = seen + before;
+    if constexpr (kFirst) __syncwarp();
+    if (before == 0) counters[own] = seen + __popc(equal);
+    if constexpr (kSecond) __syncwarp();
+  }
+  return static_cast<float>(number);
+}
+
+// The first of the equal lanes writes while others still read.
+template <bool kBug>
+__global__ void counter_written_too_early(float* out) {
+  out[threadIdx.x] = number_equal_lanes<!kBug, true>();
+}
+
+// A match makes lanes wait for each other but does not order their memory.
+template <bool kBug>
+__global__ void match_as_barrier(float* out) {
+  out[threadIdx.x] = number_equal_lanes<true, !kBug>();
+}
+
+// A kernel reads what the previous one writes before it has waited for it.
+template <bool kBug>
+__global__ void read_before_waiting(float* out, const float* values) {
+  if constexpr (!kBug) simt::wait_for_previous_kernel();
+  const float value = values[(threadIdx.x + 32) % 64];
+  if constexpr (kBug) simt::wait_for_previous_kernel();
+  out[threadIdx.x] = value;
+}
+
+inline __global__ void write_thread_numbers(float* values) {
+  values[threadIdx.x] = static_cast<float>(threadIdx.x);
+}
+
 // ------------------------------------------------------------------------ memory
 
 template <bool kBug>
@@ -176,6 +225,13 @@ __global__ void mask_beyond_block(float* out) {
   out[threadIdx.x] = __all_sync(mask, 1) != 0 ? 1 : 0;
 }
 
+// Nothing would order this kernel, or those after it, and the previous one.
+template <bool kBug>
+__global__ void never_waits(float* out) {
+  if (!kBug || threadIdx.x < 32) simt::wait_for_previous_kernel();
+  out[threadIdx.x] = 1;
+}
+
 // ------------------------------------------------------------------------ running them
 
 // Whether out[i] is expected(i) for all threads of a block.
@@ -190,6 +246,7 @@ inline float one(int) { return 1; }
 inline float three(int) { return 3; }
 inline float of_other_warp(int i) { return static_cast<float>((i + 32) % 64); }
 inline float of_neighbour(int i) { return static_cast<float>(i ^ 1); }
+inline float of_second_round(int i) { return static_cast<float>(16 + i % 32 / 2); }
 
 using Kernel = void (*)(float*);
 
@@ -208,6 +265,21 @@ inline bool run_silent(simt::Executor& executor, bool bug) {
   executor.launch(bug ? silent_missing_barrier<true> : silent_missing_barrier<false>, 1, 64,
                   out.data(), values.data());
   return all_equal(out, of_other_warp);
+}
+
+inline bool run_early_read(simt::Executor& executor, bool bug) {
+  std::vector<float> out(64);
+  std::vector<float> values(64);
+  executor.launch(write_thread_numbers, 1, 64, values.data());
+  executor.launch_next(bug ? read_before_waiting<true> : read_before_waiting<false>, 1, 64,
+                       out.data(), values.data());
+  return all_equal(out, of_other_warp);
+}
+
+inline bool run_never_waits(simt::Executor& executor, bool bug) {
+  std::vector<float> out(64, -1.0f);
+  executor.launch_next(bug ? never_waits<true> : never_waits<false>, 1, 64, out.data());
+  return all_equal(out, one);
 }
 
 inline bool run_load(simt::Executor& executor, bool bug) {
@@ -232,6 +304,9 @@ constexpr Bug kBugs[] = {
     PLANTED(warp_barrier_for_block, of_other_warp),
     PLANTED(missing_second_barrier, three),
     PLANTED(two_blocks_one_word, one, 2),
+    PLANTED(counter_written_too_early, of_second_round),
+    PLANTED(match_as_barrier, of_second_round),
+    {"read_before_waiting", run_early_read},
     PLANTED(shared_out_of_bounds, one),
     PLANTED(index_out_of_array, one),
     PLANTED(global_out_of_bounds, one),
@@ -245,6 +320,7 @@ constexpr Bug kBugs[] = {
     PLANTED(operation_disagreement, one),
     PLANTED(caller_not_in_mask, one),
     PLANTED(mask_beyond_block, one, 1, 48),
+    {"never_waits", run_never_waits},
 };
 
 #undef PLANTED

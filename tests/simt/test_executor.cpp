@@ -170,6 +170,39 @@ void check_votes(Executor& executor) {
   }
 }
 
+// Both halves of a warp match on their own, by 32 and by 64 bits that differ in the upper half
+// alone; the block's last warp is a half.
+__global__ void match(unsigned* matches) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned mask = lane < 16 ? 0xffffu : 0xffff0000u;
+  unsigned* own = matches + 3 * threadIdx.x;
+  own[0] = __match_any_sync(mask, lane % 3);
+  own[1] = __match_any_sync(mask, static_cast<unsigned long long>(lane % 5) << 40);
+  own[2] = __match_any_sync(1u << lane, 7);
+}
+
+void check_matches(Executor& executor) {
+  constexpr int kThreads = 80;
+  std::vector<unsigned> matches(3 * kThreads);
+  executor.launch(match, 1, kThreads, matches.data());
+  const auto equal_lanes = [](int lane, int period) {
+    unsigned equal = 0;
+    for (int other = lane / 16 * 16; other < lane / 16 * 16 + 16; ++other) {
+      if (other % period == lane % period) equal |= 1u << other;
+    }
+    return equal;
+  };
+  for (int thread = 0; thread < kThreads; ++thread) {
+    const unsigned* own = &matches[3 * thread];
+    const int lane = thread % 32;
+    expect(own[0] == equal_lanes(lane, 3), "__match_any_sync of 32 bits");
+    expect(own[1] == equal_lanes(lane, 5), "__match_any_sync of 64 bits");
+    expect(own[2] == 1u << lane, "__match_any_sync of one lane");
+  }
+  expect(__popc(0xf00f0001u) == 9 && __popc(0) == 0, "__popc");
+  expect(__ffs(0) == 0 && __ffs(1) == 1 && __ffs(0x60) == 6 && __ffs(INT32_MIN) == 32, "__ffs");
+}
+
 // ------------------------------------------------------------------------ atomics
 
 struct Counters {
@@ -269,6 +302,7 @@ void check_all(uint64_t seed) {
   check_fresh_memory(executor);
   check_shuffles(executor);
   check_votes(executor);
+  check_matches(executor);
   check_atomics(executor);
   for (const bugs::Bug& each : bugs::kBugs) {
     expect(each.run(executor, false), std::string("the repaired twin of ") + each.name);

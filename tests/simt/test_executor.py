@@ -27,6 +27,9 @@ BUGS = {
     "warp_barrier_for_block": DATA_RACE | WRONG_RESULT,
     "missing_second_barrier": DATA_RACE | WRONG_RESULT,
     "two_blocks_one_word": DATA_RACE | {"plain": "right results"},
+    "counter_written_too_early": DATA_RACE | WRONG_RESULT,
+    "match_as_barrier": DATA_RACE | {"plain": "right results"},
+    "read_before_waiting": DATA_RACE | {"plain": "right results"},
     "shared_out_of_bounds": OUT_OF_BOUNDS,
     "index_out_of_array": everywhere(r"thread 63: index 64 of an array of 64"),
     "global_out_of_bounds": OUT_OF_BOUNDS,
@@ -60,6 +63,7 @@ BUGS = {
     "mask_beyond_block": everywhere(
         r"block 0, thread \d+: __all_sync\(mask 0xffffffff\): the mask names a lane that the block"
     ),
+    "never_waits": everywhere(r"block 0, thread \d+: ends without waiting for the previous kernel"),
 }
 
 

@@ -1,4 +1,4 @@
-// Shuffles, votes and __syncwarp: lanes wait until all that the mask names are at the same
+// Shuffles, matches, votes and __syncwarp: lanes wait until all that the mask names are at the same
 // operation.
 #include <algorithm>
 #include <cstdio>
@@ -16,9 +16,9 @@ struct Text {
 };
 
 Text name_of(Operation operation, uint32_t mask, const char* before = "") {
-  static const char* const names[] = {"__shfl_sync",     "__shfl_up_sync", "__shfl_down_sync",
-                                      "__shfl_xor_sync", "__ballot_sync",  "__any_sync",
-                                      "__all_sync",      "__syncwarp"};
+  static const char* const names[] = {"__shfl_sync",     "__shfl_up_sync",   "__shfl_down_sync",
+                                      "__shfl_xor_sync", "__match_any_sync", "__ballot_sync",
+                                      "__any_sync",      "__all_sync",       "__syncwarp"};
   Text text;
   std::snprintf(text.characters, sizeof text.characters, "%s%s(mask 0x%08x)", before,
                 names[static_cast<int>(operation)], mask);
@@ -93,6 +93,13 @@ void compute_results(Thread* warp, Operation operation, uint32_t mask) {
       thread.result = votes;
       return;
     }
+    if (operation == Operation::kMatchAny) {
+      thread.result = 0;
+      visit_lanes(mask, [&](unsigned other) {
+        thread.result |= uint64_t{warp[other].bits == thread.bits} << other;
+      });
+      return;
+    }
     const unsigned source = source_of(lane, thread);
     if ((mask >> source & 1) == 0) {
       fail("block %u, thread %d: %s: reads from lane %u, which is not in the mask", blockIdx.x,
@@ -152,7 +159,12 @@ uint64_t synchronize_warp(Operation operation, uint32_t mask, uint64_t bits, int
 
   Thread* warp = active.threads + first;
   Thread& self = warp[own];
-  self = {self.fiber, State::kAtWarpOperation, operation, mask, bits, lane, width, 0};
+  self.state = State::kAtWarpOperation;
+  self.operation = operation;
+  self.mask = mask;
+  self.bits = bits;
+  self.lane = lane;
+  self.width = width;
   bool complete = true;
   visit_lanes(mask, [&](unsigned i) {
     complete = complete && warp[i].state == State::kAtWarpOperation &&
