@@ -1,7 +1,13 @@
 // class_moments on a CUDA device: scratch, and the order of launches.
 //
-//     make_keys -> sort -> find_slices -> count_segments -> sum -> list_segments
-//               -> sum_segments -> merge_segments -> add_to_state, complete_bad_label
+//     tables         one tile:       make_tables
+//                    several tiles:  count_tiles -> sum_tiles -> place_rows
+//                    many classes:   make_keys -> sort -> find_slices -> count_segments -> sum
+//                                    -> list_segments
+//     fused pass     sum_segments
+//     merge          no class can have two segments:  add_to_state
+//                    few classes and strips:          merge_classes
+//                    else                             merge_segments -> add_to_state
 //
 // A template over the Device that launches and sorts, so that tests/simt runs this very sequence,
 // and the kernels, on the host. Nothing is allocated and nothing waits: all scratch is passed in,
@@ -13,11 +19,18 @@
 #include <type_traits>
 
 #include "../class_moments.h"
+#include "cuda/key_sort.cuh"
 #include "cuda/merge_segments.cuh"
+#include "cuda/tiles.cuh"
 
 namespace deeprep::cuda {
 
 constexpr int64_t kScratchAlignment = 256;
+
+// merge_classes: more classes than this keep more warps busy by a kernel that gives each a warp,
+// and more strips than this are too many for a thread block.
+constexpr int64_t kMaxMergeClasses = 1024;
+constexpr int64_t kMaxMergeStrips = 32;
 
 // How many bytes of scratch an update takes, and where its arrays lie in them; the device says how
 // much room an array takes, a multiple of kScratchAlignment. base: null to ask for the size alone.
@@ -31,20 +44,29 @@ class ScratchLayout {
     num_blocks = (plan.num_groups - 1) * (plan.group_rows / plan.block_rows) +
                  ceil_div(num_rows - (plan.num_groups - 1) * plan.group_rows, plan.block_rows);
     num_slots = num_classes * plan.num_groups;
+    has_tiles = num_classes <= kMaxTileClasses;
+    if (has_tiles) tiling = make_tiling(plan, num_blocks, num_rows, num_classes);
     // Of a class in a group, all segments but the last hold kSegmentRows or more.
     const int64_t full = num_rows / kSegmentRows;
     max_segments = std::min(num_rows, num_slots) + full;
     const int64_t waiting = plan.num_groups == 1 ? 2 * (full + 1) : max_segments;
-    scratch.keys = take<uint32_t>(num_rows);
-    scratch.sorted_keys = take<uint32_t>(num_rows);
-    scratch.rows = take<uint32_t>(num_rows);
     scratch.sorted_rows = take<uint32_t>(num_rows);
     scratch.slice_begin = take<uint32_t>(num_blocks * num_classes + 1);
-    scratch.segment_counts = take<int64_t>(num_slots + 1);
     scratch.first_segment = take<int64_t>(num_slots + 1);
     scratch.segments = take<Segment>(max_segments);
     scratch.segment_means = take<double>(waiting * num_columns);
     scratch.segment_growth = take<double>(max_segments * plan.num_strips);
+    if (has_tiles) {
+      scratch.first_chunk = take<uint32_t>(num_blocks * num_classes + 1);
+      if (tiling.num_tiles > 1) {
+        scratch.tile_counts = take<uint32_t>(tiling.num_tiles * tiling.tile_keys);
+      }
+      return;
+    }
+    scratch.keys = take<uint32_t>(num_rows);
+    scratch.sorted_keys = take<uint32_t>(num_rows);
+    scratch.rows = take<uint32_t>(num_rows);
+    scratch.segment_counts = take<int64_t>(num_slots + 1);
     temporary_bytes = std::max(device.sort_bytes(num_rows), device.sum_bytes(num_slots + 1));
     temporary = take<char>(static_cast<int64_t>(temporary_bytes));
   }
@@ -55,9 +77,11 @@ class ScratchLayout {
   int64_t num_blocks;
   int64_t num_slots;  // (class, group)
   int64_t max_segments;
-  Scratch scratch;
-  char* temporary;  // of the sort and the sum
-  size_t temporary_bytes;
+  bool has_tiles;  // or else keys are sorted
+  Tiling tiling = {};
+  Scratch scratch = {};
+  char* temporary = nullptr;  // of the sort and the sum of key_sort.cuh
+  size_t temporary_bytes = 0;
 
  private:
   template <typename T>
@@ -87,6 +111,80 @@ int64_t blocks_for(const Device& device, int64_t num_items, int64_t team_size, i
       1, std::min(ceil_div(num_items * team_size, threads), device.max_blocks(threads)));
 }
 
+// The batch that the kernels of an update work on; its chunks are listed if they are asked for,
+// which takes tiles.
+template <typename Device>
+Batch make_batch(const ScratchLayout<Device>& layout, const Features& features,
+                 const Labels& labels, const ClassMoments& state, BadLabel* bad_label,
+                 bool list_chunks) {
+  Batch batch = {};
+  batch.features = device_features(features);
+  batch.labels = labels;
+  batch.state = state;
+  batch.bad_label = bad_label;
+  batch.plan = layout.plan;
+  batch.tiling = layout.tiling;
+  batch.num_blocks = layout.num_blocks;
+  batch.scratch = layout.scratch;
+  if (!list_chunks) batch.scratch.first_chunk = nullptr;
+  return batch;
+}
+
+// The tables of a batch in tiles: one kernel, or three.
+template <typename Label, typename Device>
+void launch_tiles(Device& device, const Batch& batch) {
+  const Tiling& tiling = batch.tiling;
+  const int64_t most_warps = device.most_tile_threads() / kWarpThreads;
+  const auto threads = [&](int64_t warps) {
+    return kWarpThreads * static_cast<int>(std::clamp<int64_t>(warps, 1, most_warps));
+  };
+  const int64_t runs = runs_of_tile(tiling, most_warps);
+  // Warps that have no run sum counts, and walk segments.
+  const int64_t num_keys = batch.num_blocks * batch.state.num_classes;
+  const int64_t for_keys = ceil_div(num_keys, int64_t{kKeysAThread} * kWarpThreads);
+  const int num_runs = static_cast<int>(runs);
+  if (tiling.num_tiles == 1) {
+    device.launch(make_tables<Label>, 1, threads(std::max(runs, for_keys)), batch, num_runs);
+    return;
+  }
+  const int tile_threads =
+      threads(std::max(runs, ceil_div(tiling.tile_keys, int64_t{kKeysAThread} * kWarpThreads)));
+  device.launch(count_tiles<Label>, tiling.num_tiles, tile_threads, batch, num_runs);
+  device.launch_next(sum_tiles, 1, threads(for_keys), batch);
+  device.launch_next(place_rows<Label>, tiling.num_tiles, tile_threads, batch, num_runs);
+}
+
+template <typename Label, typename Device>
+void launch_key_sort(Device& device, const ScratchLayout<Device>& layout, const Batch& batch) {
+  const int threads = device.threads_per_block();
+  const auto blocks = [&](int64_t items) { return blocks_for(device, items, 1, threads); };
+  const int64_t num_rows = batch.features.num_rows;
+  const int64_t num_keys = layout.num_blocks * batch.state.num_classes + 1;
+  int key_bits = 1;
+  while (key_bits < 32 && num_keys - 1 >= int64_t{1} << key_bits) ++key_bits;
+  device.launch(make_keys<Label>, blocks(num_rows), threads, batch);
+  device.sort(layout.temporary, layout.temporary_bytes, batch.scratch.keys,
+              batch.scratch.sorted_keys, batch.scratch.rows, batch.scratch.sorted_rows, num_rows,
+              key_bits);
+  device.launch_next(find_slices, blocks(num_keys), threads, batch);
+  device.launch_next(count_segments, blocks(layout.num_slots + 1), threads, batch);
+  device.sum(layout.temporary, layout.temporary_bytes, batch.scratch.segment_counts,
+             batch.scratch.first_segment, layout.num_slots + 1);
+  device.launch_next(list_segments, blocks(layout.num_slots), threads, batch);
+}
+
+template <typename Device>
+void launch_tables(Device& device, const ScratchLayout<Device>& layout, const Batch& batch) {
+  visit_labels(batch.labels.data, batch.labels.type, [&](const auto* values) {
+    using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
+    if (layout.has_tiles) {
+      launch_tiles<Label>(device, batch);
+    } else {
+      launch_key_sort<Label>(device, layout, batch);
+    }
+  });
+}
+
 // Whether every row is contiguous and can be read 16 bytes at a time.
 template <FeatureType kType>
 bool can_load_vectors(const Features& features) {
@@ -103,10 +201,35 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
   const int threads = device.threads_per_block();
   const int64_t blocks = blocks_for(device, max_segments * batch.plan.num_strips, team, threads);
   if (can_load_vectors<kType>(features)) {
-    device.launch(sum_segments<kType, true>, blocks, threads, batch, team);
+    device.launch_next(sum_segments<kType, true>, blocks, threads, batch, team);
   } else {
-    device.launch(sum_segments<kType, false>, blocks, threads, batch, team);
+    device.launch_next(sum_segments<kType, false>, blocks, threads, batch, team);
   }
+}
+
+// What is left after the fused pass: segments that wait, counts and sums of squares.
+template <typename Device>
+void launch_merge(Device& device, const Batch& batch) {
+  const int threads = device.threads_per_block();
+  const int64_t num_classes = batch.state.num_classes;
+  const int64_t num_strips = batch.plan.num_strips;
+  const int team = team_size(batch.features.num_columns, 4);
+  // A class has two segments only if its rows lie in two groups, or if one of its segments was
+  // closed, by kSegmentRows rows, and a row was left: more than kSegmentRows in all.
+  const bool merges = batch.plan.num_groups > 1 || batch.features.num_rows > kSegmentRows;
+  if (merges && num_classes <= kMaxMergeClasses && num_strips <= kMaxMergeStrips) {
+    const int64_t wanted = ceil_div(num_strips * team, kWarpThreads) * kWarpThreads;
+    const int of_a_class = static_cast<int>(std::min<int64_t>(wanted, threads));
+    const int64_t blocks = std::min(num_classes, device.max_blocks(of_a_class));
+    device.launch_next(merge_classes, blocks, of_a_class, batch, team);
+    return;
+  }
+  if (merges) {
+    device.launch_next(merge_segments, blocks_for(device, num_classes * num_strips, team, threads),
+                       threads, batch, team);
+  }
+  device.launch_next(add_to_state, blocks_for(device, num_classes, kWarpThreads, threads), threads,
+                     batch);
 }
 
 // Merges a batch into the state, all of it on the device, unless it or an earlier one has a bad
@@ -126,45 +249,12 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
   if (layout.num_bytes() > num_scratch_bytes) {
     return {Code::kScratchTooSmall, layout.num_bytes(), num_scratch_bytes};
   }
-  Batch batch = {};
-  batch.features = device_features(features);
-  batch.labels = labels;
-  batch.state = state;
-  batch.bad_label = bad_label;
-  batch.plan = layout.plan;
-  batch.num_blocks = layout.num_blocks;
-  batch.scratch = layout.scratch;
-  const int threads = device.threads_per_block();
-  const auto blocks = [&](int64_t items, int64_t team = 1) {
-    return blocks_for(device, items, team, threads);
-  };
-  const int64_t num_keys = layout.num_blocks * state.num_classes + 1;
-  int key_bits = 1;
-  while (key_bits < 32 && num_keys - 1 >= int64_t{1} << key_bits) ++key_bits;
-
-  visit_labels(labels.data, labels.type, [&](const auto* values) {
-    using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-    device.launch(make_keys<Label>, blocks(num_rows), threads, batch);
-  });
-  device.sort(layout.temporary, layout.temporary_bytes, batch.scratch.keys,
-              batch.scratch.sorted_keys, batch.scratch.rows, batch.scratch.sorted_rows, num_rows,
-              key_bits);
-  device.launch(find_slices, blocks(num_keys), threads, batch);
-  device.launch(count_segments, blocks(layout.num_slots + 1), threads, batch);
-  device.sum(layout.temporary, layout.temporary_bytes, batch.scratch.segment_counts,
-             batch.scratch.first_segment, layout.num_slots + 1);
-  device.launch(list_segments, blocks(layout.num_slots), threads, batch);
+  const Batch batch = make_batch(layout, features, labels, state, bad_label, false);
+  launch_tables(device, layout, batch);
   visit_type(features.type, [&](auto type) {
     launch_sum_segments<decltype(type)::value>(device, features, batch, layout.max_segments);
   });
-  const int team = team_size(features.num_columns, 4);
-  device.launch(merge_segments, blocks(state.num_classes * layout.plan.num_strips, team), threads,
-                batch, team);
-  device.launch(add_to_state, blocks(state.num_classes, kWarpThreads), threads, batch);
-  visit_labels(labels.data, labels.type, [&](const auto* values) {
-    using Label = std::remove_const_t<std::remove_pointer_t<decltype(values)>>;
-    device.launch(complete_bad_label<Label>, 1, kWarpThreads, batch);
-  });
+  launch_merge(device, batch);
   return {};
 }
 

@@ -17,6 +17,7 @@ class StreamDevice {
     int device = 0;
     check(cudaGetDevice(&device));
     check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
+    launches_early_ = can_wait_for_previous_kernel(device);
   }
 
   Status status() const {
@@ -25,6 +26,7 @@ class StreamDevice {
   }
 
   static int threads_per_block() { return 256; }
+  static int most_tile_threads() { return 1024; }
 
   static int64_t place(const char*, int64_t bytes) {
     return ceil_div(bytes, kScratchAlignment) * kScratchAlignment;
@@ -33,12 +35,18 @@ class StreamDevice {
   // Enough to fill the device a few times over; kernels walk what is more.
   int64_t max_blocks(int threads) const { return int64_t{8} * multiprocessors_ * (2048 / threads); }
 
+  // A kernel that starts when all work ahead of it in the stream has ended.
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments... arguments) {
-    if (error_ != cudaSuccess) return;
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, stream_>>>(
-        arguments...);
-    check(cudaGetLastError());
+    queue(kernel, blocks, threads, false, arguments...);
+  }
+
+  // A kernel that follows another one of the same update, and may start before that has ended; see
+  // simt::wait_for_previous_kernel().
+  template <typename... Parameters, typename... Arguments>
+  void launch_next(void (*kernel)(Parameters...), int64_t blocks, int threads,
+                   Arguments... arguments) {
+    queue(kernel, blocks, threads, launches_early_, arguments...);
   }
 
   size_t sort_bytes(int64_t num_rows) {
@@ -76,7 +84,40 @@ class StreamDevice {
     if (error_ == cudaSuccess) error_ = error;
   }
 
+  // Whether the code that runs on this device is compiled for waiting: an older architecture's,
+  // which a build for that alone hands to a newer device, is not. Graphs take such launches from
+  // CUDA 12.3 on.
+  bool can_wait_for_previous_kernel([[maybe_unused]] int device) {
+#if CUDART_VERSION >= 12030
+    int major = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    if (major < 9) return false;
+    cudaFuncAttributes code = {};
+    check(cudaFuncGetAttributes(&code, add_to_state));
+    return code.ptxVersion >= 90;
+#else
+    return false;
+#endif
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void queue(void (*kernel)(Parameters...), int64_t blocks, int threads, bool early,
+             Arguments... arguments) {
+    if (error_ != cudaSuccess) return;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.stream = stream_;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  }
+
   cudaStream_t stream_;
+  bool launches_early_ = false;
   int multiprocessors_ = 1;
   cudaError_t error_ = cudaSuccess;
 };

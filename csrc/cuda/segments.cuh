@@ -1,9 +1,9 @@
-// From labels to a list of segments, on the device: which rows a warp sums, in which order.
+// What the kernels share: the batch, its scratch, and the segments, which say the rows that a team
+// sums and in which order.
 //
-// Keys order the rows by block, then class (plan.h), a stable sort keeps input order within: the
-// rows of one key are a slice. Segments string the slices of a class in a group together.
-// Everything is a few bytes per row beside the features. Parallel axis: rows, keys, or (class,
-// group).
+// The rows of a class in a block, in input order, are a slice (plan.h); sorted_rows holds them
+// slice by slice. Segments string the slices of a class in a group together. Everything is a few
+// bytes a row beside the features. tiles.cuh and key_sort.cuh fill the tables.
 #pragma once
 
 #include "../class_moments.h"
@@ -25,18 +25,30 @@ struct Segment {
   int64_t num_rows;
 };
 
-// Arrays that live for one update, see ScratchLayout.
+// Arrays that live for one update, see ScratchLayout. A key is a slice's number: block * K + class.
 struct Scratch {
-  uint32_t* keys;           // N: block * K + class, and num_blocks * K for rows left out
-  uint32_t* rows;           // N
-  uint32_t* sorted_keys;    // N
+  uint32_t* keys;           // N: of each row, num_blocks * K for rows left out. For key_sort.cuh,
+  uint32_t* rows;           // N                                                 as are these,
+  uint32_t* sorted_keys;    // N                                                         this
+  int64_t* segment_counts;  // K * groups + 1, class by class                            and this
+  uint32_t* tile_counts;    // tiles x keys of a tile, for tiles.cuh
   uint32_t* sorted_rows;    // N
   uint32_t* slice_begin;    // num_blocks * K + 1: position of the first row of each key
-  int64_t* segment_counts;  // K * groups + 1, class by class
-  int64_t* first_segment;   // K * groups + 1: the counts before each, summed
+  uint32_t* first_chunk;    // num_blocks * K + 1: chunks before each key's; null: not asked for
+  int64_t* first_segment;   // K * groups + 1: the segments before each class's in a group
   Segment* segments;
   double* segment_means;   // slots x d, of segments that wait to be merged
   double* segment_growth;  // segments x strips: what the sums of squares grow by
+};
+
+// How the rows are cut into tiles, of which each is sorted by a thread block: tiles are whole
+// blocks, or parts of one, so that a span, of one tile or more, is whole blocks.
+struct Tiling {
+  int64_t num_tiles;
+  int64_t tile_rows;
+  int64_t tile_keys;
+  int64_t tiles_per_span;
+  int64_t span_rows;
 };
 
 // What the kernels work on.
@@ -46,79 +58,65 @@ struct Batch {
   ClassMoments state;
   BadLabel* bad_label;
   Plan plan;
+  Tiling tiling;
   int64_t num_blocks;
   Scratch scratch;
 };
 
 __device__ inline bool has_bad_label(const Batch& batch) { return batch.bad_label->row != -1; }
 
+// Notes the value of a bad label beside its row, once the row is certain.
+__device__ inline void complete_bad_label(const Batch& batch) {
+  if (batch.bad_label->is_final != -1) return;
+  const int64_t row = batch.bad_label->row;
+  batch.bad_label->label = batch.labels.type == LabelType::kInt32
+                               ? static_cast<const int32_t*>(batch.labels.data)[row]
+                               : static_cast<const int64_t*>(batch.labels.data)[row];
+  batch.bad_label->is_final = 1;
+}
+
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 __device__ inline int64_t num_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
-// Keys and rows to be sorted; notes the first bad label.
-template <typename Label>
-__global__ void make_keys(Batch batch) {
-  const Label* labels = static_cast<const Label*>(batch.labels.data);
-  const int64_t num_classes = batch.state.num_classes;
-  const bool is_final = batch.bad_label->is_final != -1;
-  for (int64_t i = thread_index(); i < batch.features.num_rows; i += num_threads()) {
-    const int64_t label = labels[i];
-    const bool is_kept = label != batch.labels.ignore_index;
-    const bool is_class = is_kept && label >= 0 && label < num_classes;
-    if (is_kept && !is_class && !is_final) {
-      atomicMin(reinterpret_cast<unsigned long long*>(&batch.bad_label->row),
-                static_cast<unsigned long long>(i));
-    }
-    const int64_t block = is_class ? i / batch.plan.block_rows : batch.num_blocks;
-    batch.scratch.keys[i] = static_cast<uint32_t>(block * num_classes + (is_class ? label : 0));
-    batch.scratch.rows[i] = static_cast<uint32_t>(i);
-  }
-}
-
-// slice_begin[key] for every key, by bisection: keys without rows are many when K is.
-static __global__ void find_slices(Batch batch) {
-  const int64_t num_keys = batch.num_blocks * batch.state.num_classes + 1;
-  for (int64_t key = thread_index(); key < num_keys; key += num_threads()) {
-    int64_t begin = 0;
-    int64_t end = batch.features.num_rows;
-    while (begin < end) {
-      const int64_t middle = begin + (end - begin) / 2;
-      if (batch.scratch.sorted_keys[middle] < key) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    batch.scratch.slice_begin[key] = static_cast<uint32_t>(begin);
-  }
-}
-
-// Calls found(segment) for the segments of a class in a group, in order; returns how many.
+// Calls found(i, segment) for the segments of a class in a group, in order; returns how many.
 template <typename Found>
 __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index, int64_t group,
                                         Found&& found) {
+  constexpr int kAhead = 4;  // slices asked for before the first is needed
+  const int64_t num_classes = batch.state.num_classes;
   const int64_t blocks_per_group = batch.plan.group_rows / batch.plan.block_rows;
   const int64_t first_block = group * blocks_per_group;
   int64_t end_block = first_block + blocks_per_group;
   if (end_block > batch.num_blocks) end_block = batch.num_blocks;
   Segment segment = {0, 0, class_index, 0};
   int64_t num_segments = 0;
-  for (int64_t block = first_block; block < end_block; ++block) {
-    const uint32_t* slice =
-        batch.scratch.slice_begin + block * batch.state.num_classes + class_index;
-    for (int64_t begin = slice[0]; begin < slice[1];) {
-      if (segment.num_rows == 0) {
-        segment.begin = begin;
-        segment.block = block;
-      }
-      const int64_t rows = rows_for_segment(segment.num_rows, slice[1] - begin);
-      segment.num_rows += rows;
-      begin += rows;
-      if (segment.num_rows >= kSegmentRows) {
-        found(num_segments++, segment);
-        segment.num_rows = 0;
+  for (int64_t base = first_block; base < end_block; base += kAhead) {
+    uint32_t begins[kAhead];
+    uint32_t ends[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t block = base + i < end_block ? base + i : end_block - 1;
+      const uint32_t* slice = batch.scratch.slice_begin + block * num_classes + class_index;
+      begins[i] = slice[0];
+      ends[i] = slice[1];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (base + i >= end_block) break;
+      for (int64_t begin = begins[i]; begin < ends[i];) {
+        if (segment.num_rows == 0) {
+          segment.begin = begin;
+          segment.block = base + i;
+        }
+        const int64_t rows = rows_for_segment(segment.num_rows, ends[i] - begin);
+        segment.num_rows += rows;
+        begin += rows;
+        if (segment.num_rows >= kSegmentRows) {
+          found(num_segments++, segment);
+          segment.num_rows = 0;
+        }
       }
     }
   }
@@ -126,26 +124,16 @@ __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index,
   return num_segments;
 }
 
-static __global__ void count_segments(Batch batch) {
-  const int64_t num_slots = batch.state.num_classes * batch.plan.num_groups;
-  for (int64_t slot = thread_index(); slot <= num_slots; slot += num_threads()) {
-    // One more than there are, so that the sums before each end with the sum of all.
-    batch.scratch.segment_counts[slot] =
-        slot == num_slots || has_bad_label(batch)
-            ? 0
-            : walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
-                            [](int64_t, const Segment&) {});
-  }
+__device__ inline int64_t count_segments_of(const Batch& batch, int64_t class_index,
+                                            int64_t group) {
+  return walk_segments(batch, class_index, group, [](int64_t, const Segment&) {});
 }
 
-static __global__ void list_segments(Batch batch) {
-  if (has_bad_label(batch)) return;
-  const int64_t num_slots = batch.state.num_classes * batch.plan.num_groups;
-  for (int64_t slot = thread_index(); slot < num_slots; slot += num_threads()) {
-    Segment* segments = batch.scratch.segments + batch.scratch.first_segment[slot];
-    walk_segments(batch, slot / batch.plan.num_groups, slot % batch.plan.num_groups,
-                  [&](int64_t i, const Segment& segment) { segments[i] = segment; });
-  }
+__device__ inline void list_segments_of(const Batch& batch, int64_t class_index, int64_t group) {
+  Segment* segments = batch.scratch.segments +
+                      batch.scratch.first_segment[class_index * batch.plan.num_groups + group];
+  walk_segments(batch, class_index, group,
+                [&](int64_t i, const Segment& segment) { segments[i] = segment; });
 }
 
 // Where the class's segments begin and end in the list.

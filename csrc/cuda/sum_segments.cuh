@@ -228,6 +228,7 @@ template <FeatureType kType, bool kAligned>
 __global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
     sum_segments(Batch batch, int team_size) {
   constexpr int kVector = Element<kType>::kVector;
+  simt::wait_for_previous_kernel();
   if (has_bad_label(batch)) return;
   const Team team = Team::of_this_thread(team_size);
   const int64_t num_strips = batch.plan.num_strips;

@@ -22,7 +22,14 @@ namespace {
 using namespace deeprep;
 using simt::HostDevice;
 
-enum class Operation : int64_t { kClassMoments, kShiftRows, kSquaredDistances, kPlan };
+enum class Operation : int64_t {
+  kClassMoments,
+  kShiftRows,
+  kSquaredDistances,
+  kPlan,
+  kTables,
+  kRecordedLaunches
+};
 
 struct Request {
   Operation operation;
@@ -175,6 +182,53 @@ void reply_plan(const Request& request) {
   reply(out);
 }
 
+// Runs the tables alone: numbers of the plan's blocks and groups, the bad label, and the tables.
+void run_tables(const Request& request) {
+  const BatchMemory features_and_labels(request);
+  const Memory bad_label = Memory::from_request(sizeof(cuda::BadLabel));
+  const int64_t num_classes = request.num_classes;
+  HostDevice device = request.device();
+  const Memory memory(simt::scratch_bytes(device, features_and_labels.features, num_classes));
+  const cuda::ScratchLayout<HostDevice> layout(device, request.num_rows, request.num_columns,
+                                               request.type(), num_classes, memory.data());
+  const cuda::Batch batch =
+      make_batch(layout, features_and_labels.features, features_and_labels.labels,
+                 {nullptr, nullptr, nullptr, num_classes}, bad_label.as<cuda::BadLabel>(), true);
+  launch_tables(device, layout, batch);
+
+  const int64_t numbers[] = {layout.num_blocks, layout.plan.block_rows, layout.plan.num_groups,
+                             layout.plan.group_rows, layout.tiling.num_tiles};
+  const auto copy = [](const auto* from, int64_t count) {
+    Memory to(count * static_cast<int64_t>(sizeof *from));
+    if (count > 0) std::memcpy(to.data(), from, to.size());
+    return to;
+  };
+  const cuda::Scratch& scratch = layout.scratch;
+  const bool ok = bad_label.as<cuda::BadLabel>()->row == -1;
+  const int64_t num_slices = ok ? layout.num_blocks * num_classes + 1 : 0;
+  const int64_t num_slots = ok ? layout.num_slots + 1 : 0;
+  reply(copy(numbers, 5), bad_label, copy(scratch.slice_begin, num_slices),
+        copy(scratch.first_chunk, layout.has_tiles ? num_slices : 0),
+        copy(scratch.sorted_rows, ok ? scratch.slice_begin[num_slices - 1] : 0),
+        copy(scratch.first_segment, num_slots),
+        copy(scratch.segments, ok ? scratch.first_segment[num_slots - 1] : 0));
+}
+
+// Blocks and threads of each launch of an update, on a GPU of max_blocks multiprocessors.
+void reply_launches(const Request& request) {
+  simt::LaunchRecorder device(request.max_blocks);
+  const Status status = cuda::launch_class_moments(
+      device,
+      {nullptr, request.type(), request.num_rows, request.num_columns, request.num_columns, 1},
+      {nullptr, static_cast<LabelType>(request.label_type), request.ignore_index},
+      {nullptr, nullptr, nullptr, request.num_classes}, nullptr, nullptr, INT64_MAX);
+  if (!status.ok()) throw std::runtime_error(describe(status, request.num_classes, 0));
+  const auto& launches = device.launches();
+  const Memory out(static_cast<int64_t>(launches.size() * sizeof launches[0]));
+  std::memcpy(out.data(), launches.data(), out.size());
+  reply(out);
+}
+
 void run(const Request& request) {
   switch (request.operation) {
     case Operation::kClassMoments:
@@ -185,6 +239,10 @@ void run(const Request& request) {
       return run_squared_distances(request);
     case Operation::kPlan:
       return reply_plan(request);
+    case Operation::kTables:
+      return run_tables(request);
+    case Operation::kRecordedLaunches:
+      return reply_launches(request);
   }
   throw std::runtime_error("no such operation");
 }

@@ -21,6 +21,7 @@ class HostDevice {
       : executor_(seed), threads_per_block_(threads_per_block), max_blocks_(max_blocks) {}
 
   int threads_per_block() const { return threads_per_block_; }
+  int most_tile_threads() const { return threads_per_block_; }
   int64_t max_blocks(int) const { return max_blocks_; }
 
   // Each array ends where it ends: behind it is a gap that AddressSanitizer lets nobody touch.
@@ -37,6 +38,12 @@ class HostDevice {
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments... arguments) {
     executor_.launch(kernel, blocks, threads, arguments...);
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch_next(void (*kernel)(Parameters...), int64_t blocks, int threads,
+                   Arguments... arguments) {
+    executor_.launch_next(kernel, blocks, threads, arguments...);
   }
 
   // Odd numbers of bytes, either of which may be the larger.
@@ -77,6 +84,49 @@ class HostDevice {
   Executor executor_;
   int threads_per_block_;
   int64_t max_blocks_;
+};
+
+// A device that writes down the launches instead of running them: as they would be on a GPU of so
+// many multiprocessors, CUB's sort and sum being one each.
+class LaunchRecorder {
+ public:
+  struct Record {
+    int64_t blocks;
+    int64_t threads;
+  };
+
+  explicit LaunchRecorder(int64_t multiprocessors) : multiprocessors_(multiprocessors) {}
+
+  const std::vector<Record>& launches() const { return launches_; }
+
+  static int threads_per_block() { return 256; }
+  static int most_tile_threads() { return 1024; }
+  int64_t max_blocks(int threads) const { return 8 * multiprocessors_ * (2048 / threads); }
+  static int64_t place(const char*, int64_t bytes) { return bytes; }
+
+  template <typename Kernel, typename... Arguments>
+  void launch(Kernel, int64_t blocks, int threads, Arguments...) {
+    launches_.push_back({blocks, threads});
+  }
+  template <typename Kernel, typename... Arguments>
+  void launch_next(Kernel, int64_t blocks, int threads, Arguments...) {
+    launches_.push_back({blocks, threads});
+  }
+
+  static size_t sort_bytes(int64_t) { return 0; }
+  static size_t sum_bytes(int64_t) { return 0; }
+  template <typename... Arguments>
+  void sort(Arguments...) {
+    launches_.push_back({0, 0});
+  }
+  template <typename... Arguments>
+  void sum(Arguments...) {
+    launches_.push_back({0, 0});
+  }
+
+ private:
+  int64_t multiprocessors_;
+  std::vector<Record> launches_;
 };
 
 inline int64_t scratch_bytes(HostDevice& device, const deeprep::Features& features,

@@ -14,7 +14,7 @@ BUILDS = ["plain", "address", "thread"]
 FEATURE_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # csrc/dispatch.h
 LABEL_TYPES = [torch.int32, torch.int64]
 IGNORE_INDEX = -100
-CLASS_MOMENTS, SHIFT_ROWS, SQUARED_DISTANCES, PLAN = range(4)
+CLASS_MOMENTS, SHIFT_ROWS, SQUARED_DISTANCES, PLAN, TABLES, RECORDED = range(6)
 NO_BAD_LABEL = (-1, -1, -1)
 SEGMENT_ROWS = 1024  # csrc/moments.h
 
