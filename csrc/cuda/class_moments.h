@@ -57,7 +57,11 @@ class ScratchLayout {
     scratch.segment_means = take<double>(waiting * num_columns);
     scratch.segment_growth = take<double>(max_segments * plan.num_strips);
     if (has_tiles) {
-      scratch.first_chunk = take<uint32_t>(num_blocks * num_classes + 1);
+      // Of a slice, all chunks but the last hold kChunkRows.
+      const int64_t num_keys = num_blocks * num_classes;
+      max_chunks = num_rows / kChunkRows + std::min(num_rows, num_keys);
+      scratch.first_chunk = take<uint32_t>(num_keys + 1);
+      scratch.chunk_begin = take<uint32_t>(max_chunks + 1);
       if (tiling.num_tiles > 1) {
         scratch.tile_counts = take<uint32_t>(tiling.num_tiles * tiling.tile_keys);
       }
@@ -77,6 +81,7 @@ class ScratchLayout {
   int64_t num_blocks;
   int64_t num_slots;  // (class, group)
   int64_t max_segments;
+  int64_t max_chunks = 0;
   bool has_tiles;  // or else keys are sorted
   Tiling tiling = {};
   Scratch scratch = {};
@@ -116,7 +121,7 @@ int64_t blocks_for(const Device& device, int64_t num_items, int64_t team_size, i
 template <typename Device>
 Batch make_batch(const ScratchLayout<Device>& layout, const Features& features,
                  const Labels& labels, const ClassMoments& state, BadLabel* bad_label,
-                 bool list_chunks) {
+                 bool lists_chunks) {
   Batch batch = {};
   batch.features = device_features(features);
   batch.labels = labels;
@@ -125,8 +130,8 @@ Batch make_batch(const ScratchLayout<Device>& layout, const Features& features,
   batch.plan = layout.plan;
   batch.tiling = layout.tiling;
   batch.num_blocks = layout.num_blocks;
+  batch.lists_chunks = lists_chunks;
   batch.scratch = layout.scratch;
-  if (!list_chunks) batch.scratch.first_chunk = nullptr;
   return batch;
 }
 

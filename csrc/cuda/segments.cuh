@@ -34,7 +34,8 @@ struct Scratch {
   uint32_t* tile_counts;    // tiles x keys of a tile, for tiles.cuh
   uint32_t* sorted_rows;    // N
   uint32_t* slice_begin;    // num_blocks * K + 1: position of the first row of each key
-  uint32_t* first_chunk;    // num_blocks * K + 1: chunks before each key's; null: not asked for
+  uint32_t* first_chunk;    // num_blocks * K + 1: the chunks before each key's, for all slices
+  uint32_t* chunk_begin;    // one more than there are: position of the first row of each
   int64_t* first_segment;   // K * groups + 1: the segments before each class's in a group
   Segment* segments;
   double* segment_means;   // slots x d, of segments that wait to be merged
@@ -60,6 +61,7 @@ struct Batch {
   Plan plan;
   Tiling tiling;
   int64_t num_blocks;
+  bool lists_chunks;
   Scratch scratch;
 };
 

@@ -241,10 +241,25 @@ __device__ __forceinline__ void begin_slices(const Batch& batch, RowsOf&& rows_o
       },
       [&](int64_t key, uint64_t sum) {
         batch.scratch.slice_begin[key] = static_cast<uint32_t>(sum);
-        if (batch.scratch.first_chunk != nullptr) {
+        if (batch.lists_chunks) {
           batch.scratch.first_chunk[key] = static_cast<uint32_t>(sum >> 32);
         }
       });
+}
+
+// chunk_begin, by one thread block. Positions have no gaps: where a chunk begins, the one before
+// ends.
+__device__ inline void list_all_chunks(const Batch& batch) {
+  const int64_t num_keys = batch.num_blocks * batch.state.num_classes;
+  for (int64_t key = threadIdx.x; key <= num_keys; key += blockDim.x) {
+    const uint32_t first = batch.scratch.first_chunk[key];
+    const uint32_t end = key < num_keys ? batch.scratch.first_chunk[key + 1] : first + 1;
+    uint32_t begin = batch.scratch.slice_begin[key];
+    for (uint32_t chunk = first; chunk < end; ++chunk) {
+      batch.scratch.chunk_begin[chunk] = begin;
+      begin += static_cast<uint32_t>(kChunkRows);
+    }
+  }
 }
 
 // All segments, by one thread block. Neighbouring threads read neighbouring classes.
@@ -292,6 +307,7 @@ __global__ void __launch_bounds__(1024) make_tables(Batch batch, int num_runs) {
   __syncthreads();
   place_keys<Label>(batch, tile, num_runs, counters, batch.scratch.slice_begin);
   list_all_segments(batch);
+  if (batch.lists_chunks) list_all_chunks(batch);
 }
 
 // How many rows of each key every tile has; notes the first bad label. A thread block for a tile.
@@ -367,6 +383,7 @@ static __global__ void __launch_bounds__(1024) sum_tiles(Batch batch) {
     }
   }
   list_all_segments(batch);
+  if (batch.lists_chunks) list_all_chunks(batch);
 }
 
 // A thread block for a tile.

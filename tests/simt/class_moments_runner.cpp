@@ -209,6 +209,8 @@ void run_tables(const Request& request) {
   const int64_t num_slots = ok ? layout.num_slots + 1 : 0;
   reply(copy(numbers, 5), bad_label, copy(scratch.slice_begin, num_slices),
         copy(scratch.first_chunk, layout.has_tiles ? num_slices : 0),
+        copy(scratch.chunk_begin,
+             ok && layout.has_tiles ? scratch.first_chunk[num_slices - 1] + 1 : 0),
         copy(scratch.sorted_rows, ok ? scratch.slice_begin[num_slices - 1] : 0),
         copy(scratch.first_segment, num_slots),
         copy(scratch.segments, ok ? scratch.first_segment[num_slots - 1] : 0));

@@ -41,6 +41,7 @@ class Tables:
 
     slice_begin: np.ndarray
     first_chunk: np.ndarray
+    chunk_begin: np.ndarray
     sorted_rows: np.ndarray
     first_segment: np.ndarray
     segments: np.ndarray  # begin, block, class, rows
@@ -67,11 +68,13 @@ def run_tables(runner, labels, num_columns, num_classes, launch, **given):
     num_keys = cut[0] * num_classes
     slice_begin = take(np.uint32, num_keys + 1)
     first_chunk = take(np.uint32, num_keys + 1 if num_classes <= MAX_TILE_CLASSES else 0)
+    chunk_begin = take(np.uint32, int(first_chunk[-1]) + 1 if len(first_chunk) else 0)
     sorted_rows = take(np.uint32, int(slice_begin[-1]))
     first_segment = take(np.int64, num_classes * cut[2] + 1)
     segments = take(np.int64, 4 * int(first_segment[-1])).reshape(-1, 4)
     assert not rest
-    return bad_label, cut, Tables(slice_begin, first_chunk, sorted_rows, first_segment, segments)
+    tables = Tables(*(slice_begin, first_chunk, chunk_begin, sorted_rows, first_segment, segments))
+    return bad_label, cut, tables
 
 
 def expected_tables(labels, num_classes, cut, ignore_index=IGNORE_INDEX):
@@ -83,7 +86,12 @@ def expected_tables(labels, num_classes, cut, ignore_index=IGNORE_INDEX):
     order = np.argsort(keys, kind="stable")
     rows = np.bincount(keys, minlength=num_blocks * num_classes)
     slice_begin = np.concatenate([[0], np.cumsum(rows)])
-    first_chunk = np.concatenate([[0], np.cumsum(-(-rows // CHUNK_ROWS))])
+    chunks = -(-rows // CHUNK_ROWS)
+    first_chunk = np.concatenate([[0], np.cumsum(chunks)])
+    nth = np.arange(first_chunk[-1]) - np.repeat(first_chunk[:-1], chunks)
+    chunk_begin = np.append(np.repeat(slice_begin[:-1], chunks) + CHUNK_ROWS * nth, slice_begin[-1])
+    if num_classes > MAX_TILE_CLASSES:
+        first_chunk = chunk_begin = first_chunk[:0]
     per_group = group_rows // block_rows
     counts, segments = [], []
     present = set(np.unique(keys % num_classes).tolist())
@@ -106,7 +114,8 @@ def expected_tables(labels, num_classes, cut, ignore_index=IGNORE_INDEX):
             counts.append(len(segments) - before)
     return Tables(
         slice_begin.astype(np.uint32),
-        first_chunk.astype(np.uint32) if num_classes <= MAX_TILE_CLASSES else first_chunk[:0],
+        first_chunk.astype(np.uint32),
+        chunk_begin.astype(np.uint32),
         kept[order].astype(np.uint32),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         np.array(segments, np.int64).reshape(-1, 4),
