@@ -58,6 +58,22 @@ def _scatter_reduce(features: Tensor, labels: Tensor, num_classes: int) -> Stati
     return by_energy(rows, labels, counts, sums)
 
 
+def _index_add(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+    rows = features.float()
+    counts = torch.bincount(labels, minlength=num_classes)
+    sums = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
+    return by_energy(rows, labels, counts, sums)
+
+
+def _scatter_add(features: Tensor, labels: Tensor, num_classes: int) -> Statistics:
+    rows = features.float()
+    counts = torch.bincount(labels, minlength=num_classes)
+    index = labels.unsqueeze(1).expand(-1, rows.shape[1])
+    sums = rows.new_zeros(num_classes, rows.shape[1]).scatter_add_(0, index, rows)
+    return by_energy(rows, labels, counts, sums)
+
+
+# Since 2.9, torch takes rows of index_add_ and scatter_add_ by TMA on sm_90 and newer.
 PEERS = (
     Peer(
         "index_add_, two passes", torch_index_add, lambda shape: 4 * _entries(shape), energy=False
@@ -68,6 +84,8 @@ PEERS = (
         _segment_reduce,
         lambda shape: 4 * _entries(shape) + 32 * shape.num_rows,
     ),
+    Peer("index_add_, one pass", _index_add, lambda shape: 0),
+    Peer("scatter_add_", _scatter_add, lambda shape: 0),
     Peer("scatter_reduce", _scatter_reduce, lambda shape: 0),
 )
 

@@ -9,19 +9,33 @@ from torch import Tensor
 
 from benchmarks.shapes import SHAPES, DTypeName, Shape, torch_dtype
 
-# Those of the CPU, and two that only a GPU reads in milliseconds: ImageNet, and many classes.
-GPU_SHAPES = (*SHAPES, Shape(1_280_000, 768, 1000), Shape(1_000_000, 4096, 50_000))
+# What one step of training gives.
+SMALL_SHAPES = tuple(
+    Shape(*batch, num_classes)
+    for batch in ((256, 512), (256, 4096), (4096, 512))
+    for num_classes in (10, 100, 1000)
+)
+
+# Those of the CPU, small batches, and two that only a GPU reads in milliseconds: ImageNet, and many
+# classes.
+_LARGE_SHAPES = (Shape(1_280_000, 768, 1000), Shape(1_000_000, 4096, 50_000))
+GPU_SHAPES = tuple(dict.fromkeys((*SHAPES, *SMALL_SHAPES, *_LARGE_SHAPES)))
 
 TARGET = 0.9  # of the bandwidth of a copy
-TARGET_MIN_FEATURES, TARGET_MAX_CLASSES = 64, 1000  # where it is meant to be reached
+# Where it is meant to be reached: smaller batches are over before a copy is at its speed.
+TARGET_MIN_FEATURES, TARGET_MAX_CLASSES, TARGET_MIN_ENTRIES = 64, 1000, 2_000_000
 
-_SCRATCH_BYTES_PER_ROW = 128  # row numbers, keys, and room to sort them
+_SCRATCH_BYTES_PER_ROW = 128  # row numbers, keys, and room to sort them where classes are many
 _BLOCK_ENTRIES = 2**24
 
 
 def has_target(shape: Shape) -> bool:
     """Whether the target is meant for this shape."""
-    return shape.num_features >= TARGET_MIN_FEATURES and shape.num_classes <= TARGET_MAX_CLASSES
+    return (
+        shape.num_features >= TARGET_MIN_FEATURES
+        and shape.num_classes <= TARGET_MAX_CLASSES
+        and shape.num_rows * shape.num_features >= TARGET_MIN_ENTRIES
+    )
 
 
 def needed_bytes(shape: Shape, dtype: DTypeName) -> int:

@@ -13,8 +13,11 @@ import deeprep
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # (N, d, K): several blocks and groups, short rows, ragged rows that no 16-byte load fits, few
-# rows in a class.
-SHAPES = ((3000, 64, 3), (1500, 8, 2), (700, 131, 40), (300, 260, 20))
+# rows in a class; tables from several tiles, of whole blocks and of parts of one, and by a sort.
+SHAPES = (
+    *((3000, 64, 3), (1500, 8, 2), (700, 131, 40), (300, 260, 20)),
+    *((40_000, 64, 3), (40_000, 4, 100), (300, 4, 5000)),
+)
 
 
 def run(device: torch.device) -> int:

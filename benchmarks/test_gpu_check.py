@@ -66,7 +66,7 @@ def _cell(share: float, num_rows: int = 1000, num_classes: int = 10) -> Cell:
         Timing("deeprep", "ok", 1.0, share * 100e9),
         Timing("other", "memory"),
     ]
-    shape = Shape(num_rows, 64, num_classes)
+    shape = Shape(num_rows, 4096, num_classes)
     return Cell(shape, 1000, "float32", gpu_table.has_target(shape), timings)
 
 
@@ -75,6 +75,13 @@ def test_verdicts() -> None:
     assert gpu_table.row(_cell(0.85))[-1] == "miss"
     assert gpu_table.row(_cell(0.85, num_classes=1001))[-2:] == ["-", ""]
     assert "(cut from 1,000 rows)" in gpu_table.row(_cell(0.95, num_rows=500))[0]
+
+
+def test_small_batches_are_timed_and_have_no_target() -> None:
+    small = [shape for shape in GPU_SHAPES if shape.num_rows <= 256]
+    assert len(small) == 6
+    assert not any(map(gpu_table.has_target, small))
+    assert gpu_table.has_target(Shape(4096, 512, 10))
 
 
 def test_shapes_are_cut_to_the_memory() -> None:
@@ -123,7 +130,7 @@ def test_a_peer_that_cannot_run_is_reported(error: Exception, status: str) -> No
 
 
 def test_the_sanitizers_workload_compares() -> None:
-    assert gpu_workload.run(CPU) == 32
+    assert gpu_workload.run(CPU) == 56
 
 
 def test_tests_whose_modules_are_missing_are_left_out(
