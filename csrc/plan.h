@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "dispatch.h"
 #include "moments.h"
@@ -46,10 +47,13 @@ inline Plan make_plan(int64_t num_rows, int64_t num_columns, FeatureType type,
 }
 
 // How many of the next num_rows rows of a class, chunks of one block, belong to its open segment,
-// which holds rows_so_far (0: a new one). The segment is closed if it then holds kSegmentRows.
-constexpr int64_t rows_for_segment(int64_t rows_so_far, int64_t num_rows) {
-  const int64_t wanted = ceil_div(kSegmentRows - rows_so_far, kChunkRows) * kChunkRows;
-  return wanted < num_rows ? wanted : num_rows;
+// which holds rows_so_far, fewer than kSegmentRows (0: a new one). The segment is closed if it then
+// holds kSegmentRows. A GPU counts in 32 bits.
+template <typename Count>
+constexpr Count rows_for_segment(std::common_type_t<Count> rows_so_far, Count num_rows) {
+  constexpr Count kChunk = kChunkRows;
+  const Count chunks = (Count{kSegmentRows} - rows_so_far + (kChunk - 1)) / kChunk;
+  return chunks * kChunk < num_rows ? chunks * kChunk : num_rows;
 }
 
 }  // namespace deeprep

@@ -21,7 +21,7 @@
 #include "../class_moments.h"
 #include "cuda/key_sort.cuh"
 #include "cuda/merge_segments.cuh"
-#include "cuda/tiles.cuh"
+#include "cuda/tables.cuh"
 
 namespace deeprep::cuda {
 

@@ -3,7 +3,7 @@
 //
 // The rows of a class in a block, in input order, are a slice (plan.h); sorted_rows holds them
 // slice by slice. Segments string the slices of a class in a group together. Everything is a few
-// bytes a row beside the features. tiles.cuh and key_sort.cuh fill the tables.
+// bytes a row beside the features. tables.cuh and key_sort.cuh fill the tables.
 #pragma once
 
 #include "../class_moments.h"
@@ -31,7 +31,7 @@ struct Scratch {
   uint32_t* rows;           // N                                                 as are these,
   uint32_t* sorted_keys;    // N                                                         this
   int64_t* segment_counts;  // K * groups + 1, class by class                            and this
-  uint32_t* tile_counts;    // tiles x keys of a tile, for tiles.cuh
+  uint32_t* tile_counts;    // tiles x keys of a tile, for tables.cuh
   uint32_t* sorted_rows;    // N
   uint32_t* slice_begin;    // num_blocks * K + 1: position of the first row of each key
   uint32_t* first_chunk;    // num_blocks * K + 1: the chunks before each key's, for all slices
@@ -82,47 +82,52 @@ __device__ inline int64_t thread_index() {
 }
 __device__ inline int64_t num_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
 
-// Calls found(i, segment) for the segments of a class in a group, in order; returns how many.
+// Calls found(i, segment) for the segments of a class in a group, in order; returns how many. Rows
+// are counted in 32 bits, as in the tables.
 template <typename Found>
 __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index, int64_t group,
                                         Found&& found) {
-  constexpr int kAhead = 4;  // slices asked for before the first is needed
+  constexpr int kAhead = 8;  // slices asked for before the first is needed
   const int64_t num_classes = batch.state.num_classes;
   const int64_t blocks_per_group = batch.plan.group_rows / batch.plan.block_rows;
   const int64_t first_block = group * blocks_per_group;
   int64_t end_block = first_block + blocks_per_group;
   if (end_block > batch.num_blocks) end_block = batch.num_blocks;
-  Segment segment = {0, 0, class_index, 0};
   int64_t num_segments = 0;
+  uint32_t first_row = 0;  // of the open segment, which holds num_rows
+  int64_t in_block = 0;
+  uint32_t num_rows = 0;
+  const auto close = [&] {
+    found(num_segments, Segment{first_row, in_block, class_index, num_rows});
+    ++num_segments;
+    num_rows = 0;
+  };
   for (int64_t base = first_block; base < end_block; base += kAhead) {
     uint32_t begins[kAhead];
     uint32_t ends[kAhead];
+    const uint32_t* slice = batch.scratch.slice_begin + base * num_classes + class_index;
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int64_t block = base + i < end_block ? base + i : end_block - 1;
-      const uint32_t* slice = batch.scratch.slice_begin + block * num_classes + class_index;
-      begins[i] = slice[0];
-      ends[i] = slice[1];
+      const bool exists = base + i < end_block;
+      begins[i] = exists ? slice[0] : 0;
+      ends[i] = exists ? slice[1] : 0;
+      slice += num_classes;
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (base + i >= end_block) break;
-      for (int64_t begin = begins[i]; begin < ends[i];) {
-        if (segment.num_rows == 0) {
-          segment.begin = begin;
-          segment.block = base + i;
+      for (uint32_t begin = begins[i]; begin < ends[i];) {
+        if (num_rows == 0) {
+          first_row = begin;
+          in_block = base + i;
         }
-        const int64_t rows = rows_for_segment(segment.num_rows, ends[i] - begin);
-        segment.num_rows += rows;
+        const uint32_t rows = rows_for_segment(num_rows, ends[i] - begin);
+        num_rows += rows;
         begin += rows;
-        if (segment.num_rows >= kSegmentRows) {
-          found(num_segments++, segment);
-          segment.num_rows = 0;
-        }
+        if (num_rows >= kSegmentRows) close();
       }
     }
   }
-  if (segment.num_rows > 0) found(num_segments++, segment);
+  if (num_rows > 0) close();
   return num_segments;
 }
 

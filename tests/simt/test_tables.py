@@ -30,7 +30,7 @@ from kernel_requests import (
 )
 
 CHUNK_ROWS = 64  # csrc/moments.h
-MAX_TILE_CLASSES = 4096  # csrc/cuda/tiles.cuh
+MAX_TILE_CLASSES = 4096  # csrc/cuda/tile_sort.cuh
 MAX_TILE_ROWS = 16 * 1024
 TILE_ROWS = 4096
 
