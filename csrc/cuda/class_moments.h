@@ -65,6 +65,9 @@ class ScratchLayout {
       if (tiling.num_tiles > 1) {
         scratch.tile_counts = take<uint32_t>(tiling.num_tiles * tiling.tile_keys);
       }
+      if (tiling.tiles_per_span > 1) {
+        scratch.tile_begin = take<uint32_t>(tiling.num_tiles * tiling.tile_keys);
+      }
       return;
     }
     scratch.keys = take<uint32_t>(num_rows);

@@ -32,6 +32,7 @@ struct Scratch {
   uint32_t* sorted_keys;    // N                                                         this
   int64_t* segment_counts;  // K * groups + 1, class by class                            and this
   uint32_t* tile_counts;    // tiles x keys of a tile, for tables.cuh
+  uint32_t* tile_begin;     // the same: position of the tile's first row of each key
   uint32_t* sorted_rows;    // N
   uint32_t* slice_begin;    // num_blocks * K + 1: position of the first row of each key
   uint32_t* first_chunk;    // num_blocks * K + 1: the chunks before each key's, for all slices

@@ -166,10 +166,8 @@ __global__ void __launch_bounds__(1024) count_tiles(Batch batch, int num_runs) {
   }
 }
 
-// From the tiles' counts to slices, to the numbers of segments, and to where each tile's rows of a
-// key begin if a block has several tiles. By one thread block.
+// From the tiles' counts to slices and to the numbers of segments. By one thread block.
 static __global__ void __launch_bounds__(1024) sum_tiles(Batch batch) {
-  constexpr int kAhead = 4;
   simt::wait_for_previous_kernel();
   if (has_bad_label(batch)) {
     if (threadIdx.x == 0) complete_bad_label(batch);
@@ -179,47 +177,38 @@ static __global__ void __launch_bounds__(1024) sum_tiles(Batch batch) {
   // blocks has the keys of all of them, so what comes before a span are whole tiles.
   const int64_t tile_keys = batch.tiling.tile_keys;
   const int64_t per_span = batch.tiling.tiles_per_span;
-  const auto first_tile_of = [&](int64_t key) {
-    return static_cast<uint32_t>(key) / static_cast<uint32_t>(tile_keys) * per_span;
-  };
-  const auto counts_of = [&](int64_t key) {
-    const uint32_t of_tile = static_cast<uint32_t>(key) % static_cast<uint32_t>(tile_keys);
-    return batch.scratch.tile_counts + first_tile_of(key) * tile_keys + of_tile;
-  };
-  const auto num_parts = [&](int64_t key) {
-    const int64_t left = batch.tiling.num_tiles - first_tile_of(key);
-    return left < per_span ? left : per_span;
-  };
   begin_slices(batch, [&](int64_t key) {
-    const uint32_t* counts = counts_of(key);
-    const int64_t parts = num_parts(key);
+    const uint32_t span = static_cast<uint32_t>(key) / static_cast<uint32_t>(tile_keys);
+    const int64_t first = span * per_span;
+    const int64_t left = batch.tiling.num_tiles - first;
+    const int64_t tiles = left < per_span ? left : per_span;
+    const uint32_t* counts =
+        batch.scratch.tile_counts + first * tile_keys + (key - span * tile_keys);
     uint64_t rows = 0;
-#pragma unroll 4
-    for (int64_t part = 0; part < parts; ++part) rows += counts[part * tile_keys];
+#pragma unroll 8
+    for (int64_t tile = 0; tile < tiles; ++tile) rows += counts[tile * tile_keys];
     return rows;
   });
   __syncthreads();
-  if (per_span > 1) {
-    const int64_t num_keys = batch.num_blocks * batch.state.num_classes;
-    for (int64_t key = threadIdx.x; key < num_keys; key += blockDim.x) {
-      uint32_t* counts = counts_of(key);
-      const int64_t parts = num_parts(key);
-      uint32_t begin = batch.scratch.slice_begin[key];
-      for (int64_t base = 0; base < parts; base += kAhead) {
-        uint32_t of_parts[kAhead];
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          of_parts[i] = base + i < parts ? counts[(base + i) * tile_keys] : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          if (base + i < parts) counts[(base + i) * tile_keys] = begin;
-          begin += of_parts[i];
-        }
-      }
-    }
-  }
   count_all_segments(batch);
+}
+
+// Where the tile's rows of each key begin, if it shares them with the tiles before it in its span.
+__device__ inline const uint32_t* begin_keys(const Batch& batch, const Tile& tile) {
+  const uint32_t* slices = batch.scratch.slice_begin + tile.first_key;
+  if (batch.tiling.tiles_per_span == 1) return slices;
+  const int64_t tile_keys = batch.tiling.tile_keys;
+  const int64_t before = blockIdx.x % batch.tiling.tiles_per_span;
+  const uint32_t* counts = batch.scratch.tile_counts + (blockIdx.x - before) * tile_keys;
+  uint32_t* begin = batch.scratch.tile_begin + blockIdx.x * tile_keys;
+  const int num_threads = static_cast<int>(blockDim.x);
+  for (int key = static_cast<int>(threadIdx.x); key < tile.num_keys; key += num_threads) {
+    uint32_t rows = 0;
+#pragma unroll 8
+    for (int64_t other = 0; other < before; ++other) rows += counts[other * tile_keys + key];
+    begin[key] = slices[key] + rows;
+  }
+  return begin;
 }
 
 // Places the rows, a thread block for a tile; and lists segments.
@@ -234,10 +223,8 @@ __global__ void __launch_bounds__(1024) place_rows(Batch batch, int num_runs) {
   for (int key = static_cast<int>(threadIdx.x); key < tile.num_keys; key += num_threads) {
     sum_runs(counters, tile, num_runs, key);
   }
+  const uint32_t* begin = begin_keys(batch, tile);
   __syncthreads();
-  const uint32_t* begin = batch.tiling.tiles_per_span == 1
-                              ? batch.scratch.slice_begin + tile.first_key
-                              : batch.scratch.tile_counts + blockIdx.x * batch.tiling.tile_keys;
   place_keys<Label>(batch, tile, num_runs, counters, begin);
   list_all(batch);
 }

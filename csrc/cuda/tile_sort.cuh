@@ -14,7 +14,10 @@ namespace deeprep::cuda {
 
 constexpr int64_t kMaxTileClasses = 4096;
 constexpr int64_t kMaxTileRows = 16 * 1024;  // counts are of 16 bits; batches up to this are a tile
-constexpr int64_t kTileRows = 4096;  // of other tiles, unless a block has more and is a tile
+// Of other tiles, about: as many keep a multiprocessor busy for long enough, and more than some
+// for each class make the counts of all tiles few beside the labels.
+constexpr int64_t kTileRows = 4096;
+constexpr int64_t kTileRowsPerClass = 8;
 
 // 47 KiB of the 48 that a thread block has everywhere, and five runs or more: a tile has
 // kMaxTileClasses keys at most. (Blocks have 32 rows a class or more where a batch has several, so
@@ -31,7 +34,9 @@ inline Tiling make_tiling(const Plan& plan, int64_t num_blocks, int64_t num_rows
     const int64_t rows = blocks * plan.block_rows;
     return {ceil_div(num_rows, rows), rows, blocks * num_classes, 1, rows};
   }
-  const int64_t parts = ceil_div(plan.block_rows, kTileRows);
+  const int64_t wanted =
+      std::min(kMaxTileRows, std::max(kTileRows, kTileRowsPerClass * num_classes));
+  const int64_t parts = ceil_div(plan.block_rows, wanted);
   const int64_t rows = ceil_div(ceil_div(plan.block_rows, parts), kWarpThreads) * kWarpThreads;
   const int64_t per_block = ceil_div(plan.block_rows, rows);
   const int64_t before_last = num_blocks - 1;
