@@ -9,240 +9,73 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from cuda_times import (  # noqa: E402
+    BUSY_LATENCY,
+    CHIPS,
+    COPY_SHARE,
+    SCHEDULERS,
+    Chip,
+    Loop,
+    predict,
+    read_loops,
+    sum_chunks,
+    sum_segments,
+)
+from cuda_work import cut_into_tiles, cut_up, launches_of, read_constants  # noqa: E402
 
 from benchmarks.gpu_shapes import GPU_SHAPES  # noqa: E402
 from benchmarks.shapes import DTYPES, DTypeName, Shape  # noqa: E402
 
 README = ROOT / "csrc/cuda/README.md"
 BEGIN, END = "<!-- begin: written by .ci/cuda_model.py -->", "<!-- end -->"
+TARGET = 0.8  # of a copy's bandwidth
 
+# ------------------------------------------------------------------------ the calibration
 
-@dataclass(frozen=True)
-class Chip:
-    """Documented peaks (data sheets; the clock is that of the peak float32 rate).
+# A V100-class part, and a quarter of it; 900 GB/s, latencies of Jia et al. 2018, arXiv:1804.06826.
+_WHOLE = Chip("whole", "sm_70", 80, 1.38, 9e11, 32, 425, 193, False)
+_QUARTER = replace(_WHOLE, name="quarter", multiprocessors=20, bandwidth=2.25e11)
+# The hot loops of the kernel that was measured, and blocks of the prototype that share a
+# multiprocessor.
+_MEASURED_LOOPS = {
+    "float32": Loop(213, 0, 8, 677, 96, 8, 16, 838),
+    "bfloat16": Loop(412, 0, 8, 1045, 164, 8, 16, 838),
+}
+_MEASURED_BLOCKS = 3
 
-    Latencies are idle cycles of a load from memory and from L2: Luo et al. 2024, arXiv:2402.13499,
-    for the first two.
-    """
-
-    name: str
-    architecture: str
-    multiprocessors: int
-    gigahertz: float
-    bandwidth: float  # bytes a second
-    float64_lanes: int  # a multiprocessor and cycle
-    memory_latency: float
-    l2_latency: float
-
-
-CHIPS = (
-    Chip("A100 80GB SXM", "sm_80", 108, 1.41, 2.039e12, 32, 466, 262),
-    Chip("H100 SXM", "sm_90", 132, 1.98, 3.35e12, 64, 479, 263),
-    Chip("B200", "sm_100", 148, 1.98, 8.0e12, 64, 479, 263),  # latencies: taken to be the H100's
+# Cycles of the fused pass over those of a plain read of the features, from an independent
+# cycle-level simulation: sum_segments, and a prototype of sum_chunks.
+MEASURED: tuple[tuple[Shape, DTypeName, Chip, float, float | None], ...] = (
+    (Shape(1024, 2048, 20), "float32", _QUARTER, 1.26, None),
+    (Shape(4096, 512, 100), "float32", _QUARTER, 1.42, 1.28),
+    (Shape(4096, 512, 10), "float32", _QUARTER, 3.05, 1.24),
+    (Shape(4096, 512, 10), "float32", _WHOLE, 11.3, 1.39),
+    (Shape(32_768, 64, 10), "float32", _QUARTER, 2.40, 1.31),
+    (Shape(4096, 512, 10), "bfloat16", _QUARTER, 9.4, 1.47),
+    (Shape(256, 768, 1000), "float32", _QUARTER, 8.0, 13.7),
 )
 
-# What is assumed, not documented: the share of the bandwidth that a copy reaches, how much longer
-# a load takes in a busy memory, what a kernel costs beside its work, the pace of a warp on its own.
-COPY_SHARE = 0.9
-BUSY_LATENCY = 1.5
-LAUNCH_SECONDS = 2e-6
-CYCLES_PER_INSTRUCTION = 2.0
-SCHEDULERS = 4  # of a multiprocessor, an instruction each and cycle
-RADIX_BITS = 8  # that a pass of CUB's sort takes
 
-TARGET = 0.9  # of a copy's bandwidth
-
-
-class Loop(NamedTuple):
-    """Counts of one row of the hot loops in resources.md."""
-
-    round: int
-    round_float64: int
-    loads: int
-    chunk: int
-    chunk_float64: int
-    in_flight: int
-    warps: int
-    merge: int
-
-
-class Prediction(NamedTuple):
-    """Seconds of an update on a chip; `fused` is the greatest of `bounds`."""
-
-    features: float  # at the bandwidth of a copy: the floor
-    tables: float  # keys, sort, slices, segments
-    bounds: dict[str, float]
-    merge: float
-    launches: float
-
-    @property
-    def fused(self) -> float:
-        """Seconds of sum_segments."""
-        return max(self.bounds.values())
-
-    @property
-    def total(self) -> float:
-        """Seconds of all."""
-        return self.tables + self.fused + self.merge + self.launches
-
-    @property
-    def fraction(self) -> float:
-        """Of a copy's bandwidth."""
-        return self.features / self.total
-
-    @property
-    def limit(self) -> str:
-        """Return what takes most, the fused pass by what bounds it."""
-        bound = max(self.bounds, key=lambda name: self.bounds[name])
-        times = {
-            bound: self.fused,
-            "tables": self.tables,
-            "merge": self.merge,
-            "launches": self.launches,
-        }
-        return max(times, key=lambda name: times[name])
-
-
-def read_constants() -> dict[str, int]:
-    """Return the integer constants of the plan, of moments.h and of merge_segments."""
-    names = ("plan.h", "moments.h", "cuda/merge_segments.cuh")
-    text = "".join((ROOT / "csrc" / name).read_text() for name in names)
-    found = re.findall(r"constexpr int(?:64_t)? (k\w+) = ([\d *]+);", text)
-    return {name: math.prod(int(factor) for factor in value.split("*")) for name, value in found}
-
-
-def read_loops(table: str) -> dict[tuple[str, str], Loop]:
-    """Return the hot loops of resources.md by architecture and element type."""
-    found = {}
-    for line in table.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if match := re.fullmatch(r"`sum_segments<(\w+), aligned>`", cells[1] if cells[1:] else ""):
-            numbers = [cells[i] for i in (2, 3, 4, 6, 7, 8, 9, 11)]
-            found[cells[0], match[1]] = Loop(*map(int, numbers))
-    if not found:
-        raise ValueError("resources.md has no hot loops: make cuda-resources WRITE=1")
+def calibration(constants: dict[str, int]) -> list[tuple[float, float]]:
+    """Return the model's ratios for MEASURED: of sum_segments, of sum_chunks."""
+    found = []
+    for shape, dtype, chip, _, _ in MEASURED:
+        work = cut_up(shape, 4 if dtype == "float32" else 2, constants)
+        read = shape.bytes(dtype) / (COPY_SHARE * chip.bandwidth)
+        present = shape.num_classes * (1 - math.exp(-shape.num_rows / shape.num_classes))
+        state = 16 * present * shape.num_features
+        segments = sum_segments(shape, dtype, work, chip, _MEASURED_LOOPS[dtype], state)
+        chunks = sum_chunks(shape, dtype, work, chip, _MEASURED_BLOCKS)
+        found.append((segments.seconds / read, chunks.seconds / read))
     return found
-
-
-def expected(mean: float, value: Callable[[int], float]) -> float:
-    """Expectation of value(rows), rows being Poisson: those of a class in a block."""
-    spread = 8 * math.sqrt(mean) + 8
-    rows = range(max(0, int(mean - spread)), int(mean + spread) + 1)
-    return sum(math.exp(r * math.log(mean) - mean - math.lgamma(r + 1)) * value(r) for r in rows)
-
-
-def rounds_of(rows: int, chunk_rows: int) -> int:
-    """Turns in which a team loads that many rows: eights, then four, two and one."""
-    full, rest = divmod(rows, chunk_rows)
-    return full * (chunk_rows // 8) + rest // 8 + (rest % 8).bit_count()
-
-
-@dataclass(frozen=True)
-class Work:
-    """How csrc/plan.h cuts up a batch of uniformly drawn labels, on average."""
-
-    groups: int
-    blocks: int
-    strips: int
-    slice_rows: float  # of a class in a block
-    class_segments: int  # segments of a class in a group
-    segments: float
-    chunks: float  # of all segments
-    rounds: float
-
-    @property
-    def longest(self) -> float:
-        """Share of the chunks and rounds that one segment has: teams work side by side."""
-        return 1 / self.segments
-
-
-def cut_up(shape: Shape, item_bytes: int, constants: dict[str, int]) -> Work:
-    """Follow make_plan and walk_segments."""
-    n, d, k = shape.num_rows, shape.num_features, shape.num_classes
-    block = max(constants["kBlockRowsPerClass"] * k, constants["kBlockBytes"] // (d * item_bytes))
-    least = max(constants["kGroupRowsPerClass"] * k, block)
-    if n < 2 * least:
-        group = block = n
-    else:
-        group = math.ceil(max(least, math.ceil(n / constants["kMaxGroups"])) / block) * block
-    groups, blocks = math.ceil(n / group), math.ceil(n / block)
-    slice_rows = block / k
-    present = 1 - math.exp(-group / k)  # share of classes with rows in a group
-    class_segments = max(1, math.ceil(group / k / constants["kSegmentRows"]))
-    chunk_rows = constants["kChunkRows"]
-    return Work(
-        groups=groups,
-        blocks=blocks,
-        strips=math.ceil(d / constants["kStripColumns"]),
-        slice_rows=slice_rows,
-        class_segments=class_segments,
-        segments=k * groups * class_segments * present,
-        chunks=k * blocks * expected(slice_rows, lambda rows: math.ceil(rows / chunk_rows)),
-        rounds=k * blocks * expected(slice_rows, lambda rows: rounds_of(rows, chunk_rows)),
-    )
-
-
-def sort_bytes_per_row(keys: int) -> int:
-    """Labels read; keys and rows written; a histogram; passes that read and write both."""
-    passes = math.ceil(max(1, keys.bit_length()) / RADIX_BITS)
-    return 8 + 8 + 4 + 16 * passes
-
-
-def predict(
-    shape: Shape, dtype: DTypeName, chip: Chip, loop: Loop, constants: dict[str, int]
-) -> Prediction:
-    """Predict an update with shuffled labels."""
-    item = 4 if dtype == "float32" else 2
-    n, d, k = shape.num_rows, shape.num_features, shape.num_classes
-    work = cut_up(shape, item, constants)
-    copy = COPY_SHARE * chip.bandwidth
-    cycle = 1e-9 / chip.gigahertz
-
-    keys = work.blocks * k + 1
-    walk = math.ceil(work.blocks / work.groups) * chip.l2_latency
-    search = math.log2(n) * chip.l2_latency
-    tables = (n * sort_bytes_per_row(keys) + 12 * keys) / copy + (search + 2 * walk) * cycle
-
-    # A state that no segment waits for is read and written by the fused pass itself.
-    several = work.groups * work.class_segments > 1
-    state, waiting = 16 * k * d, 8 * work.segments * d
-    teams = work.segments * work.strips
-    vector = 16 // item
-    team_threads = min(32, 128 // vector, 2 ** math.ceil(math.log2(max(1, d / vector))))
-    warps = teams * team_threads / 32
-    slots = chip.multiprocessors * loop.warps
-    turns = work.rounds * loop.round + work.chunks * loop.chunk
-    turns64 = work.rounds * loop.round_float64 + work.chunks * loop.chunk_float64
-    of_warps = work.strips * team_threads / 32  # warp instructions for each of a segment
-    slices = work.blocks * k / work.segments
-    chain = (
-        slices * chip.l2_latency
-        + work.rounds * work.longest * (chip.l2_latency + BUSY_LATENCY * chip.memory_latency)
-        + turns * work.longest * CYCLES_PER_INSTRUCTION
-    )
-    features = shape.bytes(dtype) / copy
-    bounds = {
-        "memory": features + (4 * n + (waiting if several else state)) / copy,
-        "instructions": turns * of_warps / (chip.multiprocessors * SCHEDULERS) * cycle,
-        "float64": turns64 * of_warps * 32 / (chip.multiprocessors * chip.float64_lanes) * cycle,
-        "latency": chain * max(1.0, warps / slots) * cycle,
-    }
-    merge = 0.0
-    if several:
-        merges = math.ceil(work.groups * work.class_segments / constants["kAhead"])
-        turn = 2 * chip.l2_latency + CYCLES_PER_INSTRUCTION * loop.merge
-        merge = max((waiting + state) / copy, merges * turn * cycle)
-    kernels = 8 + 2 + math.ceil(keys.bit_length() / RADIX_BITS) + 2  # ours, the sort's, the sum's
-    return Prediction(features, tables, bounds, merge, kernels * LAUNCH_SECONDS)
 
 
 # ------------------------------------------------------------------------ the tables
@@ -250,7 +83,22 @@ def predict(
 
 def tables(loops: dict[tuple[str, str], Loop], constants: dict[str, int]) -> str:
     """Lay out everything that is written between the markers."""
-    return "\n".join([*_flight_rows(loops), "", *_shape_rows(loops, constants)])
+    parts = (_calibration_rows(constants), _flight_rows(loops), _shape_rows(loops, constants))
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _calibration_rows(constants: dict[str, int]) -> list[str]:
+    lines = [
+        "| fused pass / pure read | part | `sum_segments` simulated | model "
+        "| chunks side by side simulated | model |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row, (segments, chunks) in zip(MEASURED, calibration(constants), strict=True):
+        shape, dtype, chip, of_segments, of_chunks = row
+        other = "- | -" if of_chunks is None else f"{of_chunks:.2f} | {chunks:.2f}"
+        name = f"{_name(shape, dtype)} | {chip.name}"
+        lines.append(f"| {name} | {of_segments:.2f} | {segments:.2f} | {other} |")
+    return lines
 
 
 def _flight_rows(loops: dict[tuple[str, str], Loop]) -> list[str]:
@@ -271,15 +119,21 @@ def _flight_rows(loops: dict[tuple[str, str], Loop]) -> list[str]:
     return lines
 
 
+def _name(shape: Shape, dtype: DTypeName) -> str:
+    return f"{shape.num_rows:,} x {shape.num_features:,}, {shape.num_classes:,} {dtype}"
+
+
 def _shape_rows(loops: dict[tuple[str, str], Loop], constants: dict[str, int]) -> list[str]:
     names = " | ".join(f"{chip.name.split()[0]}" for chip in CHIPS)
     lines = [
-        "Microseconds are of an H100 (features: at a copy's bandwidth); then the predicted share",
-        f"of a copy's bandwidth, **bold** from {TARGET:.0%} on, and what takes most of the time.",
+        "Microseconds are of an H100 (features: at a copy's bandwidth). Warps: what the fused pass",
+        "keeps resident on a multiprocessor at work; at work: how many are, of 132. Then the",
+        f"predicted share of a copy's bandwidth, **bold** from {TARGET:.0%} on, and what takes",
+        "most of the time.",
         "",
-        "| N x d, K | bytes a row: features | sort "
-        f"| features us | tables | fused | merge | launches | {names} |",
-        "|---|" + "---:|" * (7 + len(CHIPS)),
+        "| N x d, K | launches | features us | tables | fused | merge | launching "
+        f"| warps | at work | {names} |",
+        "|---|" + "---:|" * (8 + len(CHIPS)),
     ]
     for shape in GPU_SHAPES:
         for dtype in DTYPES:
@@ -287,20 +141,27 @@ def _shape_rows(loops: dict[tuple[str, str], Loop], constants: dict[str, int]) -
                 chip.name: predict(shape, dtype, chip, loops[chip.architecture, dtype], constants)
                 for chip in CHIPS
             }
-            shown = of["H100 SXM"]
+            chip, shown = CHIPS[1], of[CHIPS[1].name]
             parts = (shown.features, shown.tables, shown.fused, shown.merge, shown.launches)
-            micro = " | ".join(f"{1e6 * seconds:,.0f}" for seconds in parts)
-            row_bytes = shape.bytes(dtype) // shape.num_rows
-            work = cut_up(shape, row_bytes // shape.num_features, constants)
-            sort = sort_bytes_per_row(work.blocks * shape.num_classes + 1)
+            micro = " | ".join(
+                f"{us:,.0f}" if (us := 1e6 * seconds) >= 10 else f"{us:.1f}" for seconds in parts
+            )
+            work = cut_up(
+                shape, shape.bytes(dtype) // shape.num_rows // shape.num_features, constants
+            )
+            tiles = cut_into_tiles(shape, work, constants)
+            count = launches_of(shape, work, tiles, constants).total
             shares = " | ".join(
                 ("**{:.0%}** {}" if each.fraction >= TARGET else "{:.0%} {}").format(
                     each.fraction, each.limit
                 )
                 for each in of.values()
             )
-            name = f"{shape.num_rows:,} x {shape.num_features:,}, {shape.num_classes:,} {dtype}"
-            lines.append(f"| {name} | {row_bytes:,} | {sort} | {micro} | {shares} |")
+            busy = shown.fused_pass
+            lines.append(
+                f"| {_name(shape, dtype)} | {count} | {micro} | {busy.resident_warps(chip)} "
+                f"| {busy.at_work(chip)} | {shares} |"
+            )
     return lines
 
 
@@ -320,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings.check and anew != text:
         print(
             f"{README.relative_to(ROOT)} is not what the model predicts from resources.md and "
-            "plan.h: run python .ci/cuda_model.py",
+            "the constants of csrc: run python .ci/cuda_model.py",
             file=sys.stderr,
         )
         return 1

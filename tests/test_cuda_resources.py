@@ -13,6 +13,8 @@ sys.path.insert(0, str(CI))
 import cuda_model  # noqa: E402
 import cuda_reports  # noqa: E402
 import cuda_resources  # noqa: E402
+import cuda_times  # noqa: E402
+import cuda_work  # noqa: E402
 
 HOT = "_ZN7deeprep4cuda12sum_segmentsILNS_11FeatureTypeE3ELb1EEEvNS0_5BatchEi"
 CUB = "_ZN3cub17CUB_300001_SM_9006detail11EmptyKernelIvEEvv"
@@ -183,23 +185,50 @@ def test_the_committed_table_has_no_spills_and_the_model_follows_from_it():
 
 
 def test_the_model_cuts_rows_up_as_the_plan_does():
-    constants = cuda_model.read_constants()
+    constants = cuda_work.read_constants()
     assert constants["kBlockBytes"] == 128 * 1024
     # Worked out by hand from csrc/plan.h: 512 rows a block, 62 blocks a group, 64 groups.
-    work = cuda_model.cut_up(cuda_model.Shape(2_000_000, 64, 10), 4, constants)
+    work = cuda_work.cut_up(cuda_model.Shape(2_000_000, 64, 10), 4, constants)
     assert (work.groups, work.blocks, work.strips, work.slice_rows) == (64, 3907, 1, 51.2)
     assert work.class_segments == 4
-    assert [cuda_model.rounds_of(rows, 64) for rows in (0, 1, 7, 8, 64, 67)] == [0, 1, 3, 1, 8, 10]
+    assert [cuda_work.rounds_of(rows, 64) for rows in (0, 1, 7, 8, 64, 67)] == [0, 1, 3, 1, 8, 10]
+
+
+def test_the_model_repeats_the_cycles_that_were_simulated():
+    """Within a third, the worst being the chunks of one row, and within 15 % but for three."""
+    found = cuda_model.calibration(cuda_work.read_constants())
+    errors = [
+        abs(model / simulated - 1)
+        for row, models in zip(cuda_model.MEASURED, found, strict=True)
+        for simulated, model in zip(row[3:], models, strict=True)
+        if simulated is not None
+    ]
+    assert max(errors) < 1 / 3
+    assert sum(error > 0.15 for error in errors) <= 3
+
+
+def test_a_batch_that_leaves_multiprocessors_idle_says_so():
+    loops = cuda_times.read_loops(cuda_resources.TABLE.read_text())
+    constants = cuda_work.read_constants()
+    chip = cuda_times.CHIPS[1]
+    few, many = (
+        cuda_times.predict(
+            cuda_model.Shape(4096, 512, k), "float32", chip, loops["sm_90", "float32"], constants
+        ).fused_pass
+        for k in (10, 1000)
+    )
+    assert (few.at_work(chip), few.resident_warps(chip)) == (5, 8)
+    assert many.at_work(chip) == chip.multiprocessors
 
 
 def test_more_bandwidth_never_makes_an_update_slower():
-    loops = cuda_model.read_loops(cuda_resources.TABLE.read_text())
-    constants = cuda_model.read_constants()
+    loops = cuda_times.read_loops(cuda_resources.TABLE.read_text())
+    constants = cuda_work.read_constants()
     for shape in cuda_model.GPU_SHAPES:
         for dtype in cuda_model.DTYPES:
-            for chip in cuda_model.CHIPS:
+            for chip in cuda_times.CHIPS:
                 loop = loops[chip.architecture, dtype]
-                found = cuda_model.predict(shape, dtype, chip, loop, constants)
+                found = cuda_times.predict(shape, dtype, chip, loop, constants)
                 assert 0 < found.fraction < 1
-                fast = cuda_model.Chip(**{**vars(chip), "bandwidth": 2 * chip.bandwidth})
-                assert cuda_model.predict(shape, dtype, fast, loop, constants).total < found.total
+                fast = cuda_times.Chip(**{**vars(chip), "bandwidth": 2 * chip.bandwidth})
+                assert cuda_times.predict(shape, dtype, fast, loop, constants).total < found.total

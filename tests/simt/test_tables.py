@@ -6,6 +6,8 @@ What is expected comes from NumPy's stable sort and from csrc/plan.h in words, n
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -28,6 +30,13 @@ from kernel_requests import (
     make_labels,
     run,
 )
+
+from benchmarks.gpu_shapes import GPU_SHAPES
+from benchmarks.shapes import DTYPES, Shape, torch_dtype
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / ".ci"))
+
+import cuda_work
 
 CHUNK_ROWS = 64  # csrc/moments.h
 MAX_TILE_CLASSES = 4096  # csrc/cuda/tile_sort.cuh
@@ -263,11 +272,11 @@ def test_the_first_bad_label_is_noted_wherever_it_is(kernel_runner, build, name,
 # ---------------------------------------------------------------- launches
 
 
-def launches_of(runner, num_rows, num_columns, num_classes, multiprocessors=132):
-    """Return blocks and threads of each launch of an update."""
+def launches_of(runner, num_rows, num_columns, num_classes, dtype=torch.float32):
+    """Return blocks and threads of each launch of an update, on 132 multiprocessors."""
     reply = run(
-        *(runner, RECORDED, torch.float32, (num_rows, num_columns), num_classes),
-        launch=Launch(max_blocks=multiprocessors),
+        *(runner, RECORDED, dtype, (num_rows, num_columns), num_classes),
+        launch=Launch(max_blocks=132),
     )
     return np.frombuffer(reply, np.int64).reshape(-1, 2)
 
@@ -289,3 +298,21 @@ def test_no_batch_of_few_classes_takes_more_than_six(
     assert (launches[:, 0] >= 1).all()
     assert (launches[:, 1] % 32 == 0).all()
     assert (launches[:, 1] <= 1024).all()
+
+
+EDGE_SHAPES = [Shape(*(int(number) for number in shape)) for shape in EDGES.values()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*GPU_SHAPES, *EDGE_SHAPES], ids=lambda shape: shape.name)
+def test_the_performance_model_knows_the_tiles_and_the_launches(kernel_runner, shape, dtype):
+    launches = launches_of(
+        *(kernel_runner("plain"), shape.num_rows, shape.num_features, shape.num_classes),
+        torch_dtype(dtype),
+    )
+    constants = cuda_work.read_constants()
+    work = cuda_work.cut_up(shape, torch_dtype(dtype).itemsize, constants)
+    tiles = cuda_work.cut_into_tiles(shape, work, constants)
+    assert len(launches) == cuda_work.launches_of(shape, work, tiles, constants).total
+    if tiles is not None:
+        assert launches[0, 0] == tiles.count

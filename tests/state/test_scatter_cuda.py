@@ -22,14 +22,15 @@ pytestmark = [
 ]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# Rows, columns, classes: short and long rows, several column tiles, ragged widths, classes beyond
-# the rows, one class, many classes.
+# Rows, columns, classes: short and long rows, several column tiles, ragged widths, labels of several
+# tiles, classes beyond the rows, one class, many classes.
 SHAPES = [
     (1, 1, 1),
     (5000, 64, 10),
     (3000, 1030, 7),
     (700, 4100, 5),
     (20000, 19, 300),
+    (40000, 64, 10),
     (4000, 8, 3),
     (60, 5, 1000),
     (100_000, 16, 100_000),
