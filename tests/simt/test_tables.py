@@ -232,6 +232,20 @@ def test_tables_at_their_bounds(kernel_runner, name, kind):
         assert groups > 1
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(3000, 4096, 5), (MAX_TILE_ROWS + 700, 4096, 12), (MAX_TILE_ROWS + 700, 2, 300)],
+    ids=["one tile", "tiles of several blocks", "tiles of parts"],
+)
+@pytest.mark.parametrize("build", ["address", "thread"])
+def test_sanitizers_see_every_kind_of_tile(kernel_runner, build, shape):
+    """With sums that take several passes."""
+    num_rows, num_columns, num_classes = shape
+    labels = make_labels(np.random.default_rng(2), num_rows, num_classes, "some_ignored")
+    launches = [Launch(seed, threads=64) for seed in range(2)]
+    check_tables(kernel_runner(build), labels, num_columns, num_classes, launches)
+
+
 BAD_SHAPES = {
     "one tile": (1500, 8, 5),
     "several tiles": (MAX_TILE_ROWS + 200, 8, 5),
