@@ -45,6 +45,7 @@ BUSY_LATENCY = 1.5
 LAUNCH_SECONDS, EARLY_LAUNCH_SECONDS = 2e-6, 1e-6
 SCHEDULERS = 4  # of a multiprocessor, an instruction each and cycle
 BLOCK_WARPS = 8  # of a thread block of the fused pass
+TILE_BLOCKS = 3  # thread blocks of count_tiles and place_rows that share a multiprocessor
 L2_BYTES_PER_CYCLE = 64  # that one multiprocessor moves
 # Of the tables: cycles in which a warp counts and places 32 rows, and a thread block sums a number
 # of each thread; instructions of a slice that is walked.
@@ -158,7 +159,8 @@ def tables_seconds(
         moved = n * (8 + 8 + 4 + 16 * passes) + 12 * keys
         return moved / copy + (math.log2(n) + 2 * per_group) * chip.l2_latency * cycle
     slots = shape.num_classes * work.groups
-    threads = 32 * min(32, max(tiles.runs, math.ceil(keys / (32 * constants["kKeysAThread"]))))
+    warps = math.ceil(keys / (32 * constants["kKeysAThread"]))
+    threads = 32 * min(32, max(warps, tiles.runs if tiles.count == 1 else 1))
     a_pass = threads * constants["kKeysAThread"]
     wait = math.ceil(per_group / 8) * chip.l2_latency
     walk = wait * math.ceil(slots / threads)
@@ -174,7 +176,7 @@ def tables_seconds(
     counts = 4 * tiles.keys / L2_BYTES_PER_CYCLE
     sums += math.ceil(keys / a_pass) * chip.l2_latency + counts * tiles.count
     a_tile = 1.5 * a_tile + counts * (tiles.per_block - 1) / 2
-    turns = math.ceil(tiles.count / (2 * chip.multiprocessors))
+    turns = math.ceil(tiles.count / (TILE_BLOCKS * chip.multiprocessors))
     return moved + (turns * a_tile + sums + walk + wait) * cycle
 
 

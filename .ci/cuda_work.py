@@ -122,7 +122,8 @@ def cut_into_tiles(shape: Shape, work: Work, constants: dict[str, int]) -> Tiles
         per_block = math.ceil(work.block_rows / rows)
         before = work.blocks - 1
         count = before * per_block + math.ceil((n - before * work.block_rows) / rows)
-    runs = min(constants["kTileCounters"] // keys, math.ceil(rows / constants["kRunRows"]), 32)
+    warps = constants["kOneTileThreads" if count == 1 else "kTileThreads"] // 32
+    runs = min(constants["kTileCounters"] // keys, math.ceil(rows / constants["kRunRows"]), warps)
     return Tiles(count, rows, keys, per_block, runs)
 
 

@@ -142,23 +142,22 @@ Batch make_batch(const ScratchLayout<Device>& layout, const Features& features,
 template <typename Label, typename Device>
 void launch_tiles(Device& device, const Batch& batch) {
   const Tiling& tiling = batch.tiling;
-  const int64_t most_warps = device.most_tile_threads() / kWarpThreads;
-  const auto threads = [&](int64_t warps) {
-    return kWarpThreads * static_cast<int>(std::clamp<int64_t>(warps, 1, most_warps));
+  const int64_t of_device = device.most_threads() / kWarpThreads;
+  const int64_t of_tile = std::min(most_tile_warps(tiling), of_device);
+  const int num_runs = static_cast<int>(runs_of_tile(tiling, of_tile));
+  // Warps that have no run sum counts, and list segments.
+  const auto threads = [&](int64_t num_keys, int64_t least_warps, int64_t most_warps) {
+    const int64_t wanted = ceil_div(num_keys, int64_t{kKeysAThread} * kWarpThreads);
+    return static_cast<int>(std::clamp(wanted, least_warps, most_warps)) * kWarpThreads;
   };
-  const int64_t runs = runs_of_tile(tiling, most_warps);
-  // Warps that have no run sum counts, and walk segments.
-  const int64_t num_keys = batch.num_blocks * batch.state.num_classes;
-  const int64_t for_keys = ceil_div(num_keys, int64_t{kKeysAThread} * kWarpThreads);
-  const int num_runs = static_cast<int>(runs);
+  const int tile_threads = threads(tiling.tile_keys, num_runs, of_tile);
   if (tiling.num_tiles == 1) {
-    device.launch(make_tables<Label>, 1, threads(std::max(runs, for_keys)), batch, num_runs);
+    device.launch(make_tables<Label>, 1, tile_threads, batch, num_runs);
     return;
   }
-  const int tile_threads =
-      threads(std::max(runs, ceil_div(tiling.tile_keys, int64_t{kKeysAThread} * kWarpThreads)));
+  const int64_t num_keys = batch.num_blocks * batch.state.num_classes;
   device.launch(count_tiles<Label>, tiling.num_tiles, tile_threads, batch, num_runs);
-  device.launch_next(sum_tiles, 1, threads(for_keys), batch);
+  device.launch_next(sum_tiles, 1, threads(num_keys, 1, of_device), batch);
   device.launch_next(place_rows<Label>, tiling.num_tiles, tile_threads, batch, num_runs);
 }
 

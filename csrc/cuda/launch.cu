@@ -1,6 +1,8 @@
-// The launchers of the kernels on CUDA's streams, with CUB for the sort and the sum.
+// The launchers of the kernels on CUDA's streams, with CUB for the sort and the sum of
+// key_sort.cuh.
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
+#include <optional>
 
 #include "cuda/class_moments.h"
 #include "cuda/launch.h"
@@ -14,10 +16,8 @@ namespace {
 class StreamDevice {
  public:
   explicit StreamDevice(Stream stream) : stream_(static_cast<cudaStream_t>(stream)) {
-    int device = 0;
-    check(cudaGetDevice(&device));
-    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
-    launches_early_ = can_wait_for_previous_kernel(device);
+    check(cudaGetDevice(&device_));
+    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device_));
   }
 
   Status status() const {
@@ -26,7 +26,7 @@ class StreamDevice {
   }
 
   static int threads_per_block() { return 256; }
-  static int most_tile_threads() { return 1024; }
+  static int most_threads() { return 1024; }  // of a block
 
   static int64_t place(const char*, int64_t bytes) {
     return ceil_div(bytes, kScratchAlignment) * kScratchAlignment;
@@ -46,7 +46,8 @@ class StreamDevice {
   template <typename... Parameters, typename... Arguments>
   void launch_next(void (*kernel)(Parameters...), int64_t blocks, int threads,
                    Arguments... arguments) {
-    queue(kernel, blocks, threads, launches_early_, arguments...);
+    if (!launches_early_) launches_early_ = can_wait_for_previous_kernel();
+    queue(kernel, blocks, threads, *launches_early_, arguments...);
   }
 
   size_t sort_bytes(int64_t num_rows) {
@@ -87,10 +88,10 @@ class StreamDevice {
   // Whether the code that runs on this device is compiled for waiting: an older architecture's,
   // which a build for that alone hands to a newer device, is not. Graphs take such launches from
   // CUDA 12.3 on.
-  bool can_wait_for_previous_kernel([[maybe_unused]] int device) {
+  bool can_wait_for_previous_kernel() {
 #if CUDART_VERSION >= 12030
     int major = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
     if (major < 9) return false;
     cudaFuncAttributes code = {};
     check(cudaFuncGetAttributes(&code, add_to_state));
@@ -117,7 +118,8 @@ class StreamDevice {
   }
 
   cudaStream_t stream_;
-  bool launches_early_ = false;
+  std::optional<bool> launches_early_;
+  int device_ = 0;
   int multiprocessors_ = 1;
   cudaError_t error_ = cudaSuccess;
 };

@@ -124,7 +124,7 @@ __device__ inline void list_all(const Batch& batch) {
 
 // All tables of a batch that is one tile, by one thread block.
 template <typename Label>
-__global__ void __launch_bounds__(1024) make_tables(Batch batch, int num_runs) {
+__global__ void __launch_bounds__(kOneTileThreads) make_tables(Batch batch, int num_runs) {
   SIMT_SHARED(TileCounters, counters);
   simt::wait_for_previous_kernel();
   if (has_bad_label(batch)) return;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(1024) make_tables(Batch batch, int num_runs) {
 
 // How many rows of each key every tile has; notes the first bad label. A thread block for a tile.
 template <typename Label>
-__global__ void __launch_bounds__(1024) count_tiles(Batch batch, int num_runs) {
+__global__ void __launch_bounds__(kTileThreads) count_tiles(Batch batch, int num_runs) {
   SIMT_SHARED(TileCounters, counters);
   simt::wait_for_previous_kernel();
   if (batch.bad_label->is_final != -1) return;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(1024) count_tiles(Batch batch, int num_runs) {
 }
 
 // From the tiles' counts to slices and to the numbers of segments. By one thread block.
-static __global__ void __launch_bounds__(1024) sum_tiles(Batch batch) {
+static __global__ void __launch_bounds__(kOneTileThreads) sum_tiles(Batch batch) {
   simt::wait_for_previous_kernel();
   if (has_bad_label(batch)) {
     if (threadIdx.x == 0) complete_bad_label(batch);
@@ -213,7 +213,7 @@ __device__ inline const uint32_t* begin_keys(const Batch& batch, const Tile& til
 
 // Places the rows, a thread block for a tile; and lists segments.
 template <typename Label>
-__global__ void __launch_bounds__(1024) place_rows(Batch batch, int num_runs) {
+__global__ void __launch_bounds__(kTileThreads) place_rows(Batch batch, int num_runs) {
   SIMT_SHARED(TileCounters, counters);
   simt::wait_for_previous_kernel();
   if (has_bad_label(batch)) return;

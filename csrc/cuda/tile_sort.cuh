@@ -23,7 +23,9 @@ constexpr int64_t kTileRowsPerClass = 8;
 // kMaxTileClasses keys at most. (Blocks have 32 rows a class or more where a batch has several, so
 // a tile of several has fewer keys than rows / 32.)
 constexpr int64_t kTileCounters = 47 * 512;
-constexpr int kRunRows = 128;  // that a run has at least, unless the tile has fewer
+constexpr int kRunRows = 128;      // that a run has at least, unless the tile has fewer
+constexpr int kTileThreads = 512;  // of several tiles: three thread blocks share a multiprocessor
+constexpr int kOneTileThreads = 1024;
 constexpr int kRowsAhead = 4;  // labels that a lane asks for before the first is needed
 
 inline Tiling make_tiling(const Plan& plan, int64_t num_blocks, int64_t num_rows,
@@ -42,6 +44,11 @@ inline Tiling make_tiling(const Plan& plan, int64_t num_blocks, int64_t num_rows
   const int64_t before_last = num_blocks - 1;
   const int64_t in_last = ceil_div(num_rows - before_last * plan.block_rows, rows);
   return {before_last * per_block + in_last, rows, num_classes, per_block, plan.block_rows};
+}
+
+// Warps of a thread block that sorts a tile, at most.
+inline int64_t most_tile_warps(const Tiling& tiling) {
+  return (tiling.num_tiles == 1 ? kOneTileThreads : kTileThreads) / kWarpThreads;
 }
 
 // Runs into which a tile's rows are cut, one for a warp; there may be more warps than runs.

@@ -21,7 +21,7 @@ class HostDevice {
       : executor_(seed), threads_per_block_(threads_per_block), max_blocks_(max_blocks) {}
 
   int threads_per_block() const { return threads_per_block_; }
-  int most_tile_threads() const { return threads_per_block_; }
+  int most_threads() const { return threads_per_block_; }
   int64_t max_blocks(int) const { return max_blocks_; }
 
   // Each array ends where it ends: behind it is a gap that AddressSanitizer lets nobody touch.
@@ -100,7 +100,7 @@ class LaunchRecorder {
   const std::vector<Record>& launches() const { return launches_; }
 
   static int threads_per_block() { return 256; }
-  static int most_tile_threads() { return 1024; }
+  static int most_threads() { return 1024; }
   int64_t max_blocks(int threads) const { return 8 * multiprocessors_ * (2048 / threads); }
   static int64_t place(const char*, int64_t bytes) { return bytes; }
 

@@ -330,3 +330,4 @@ def test_the_performance_model_knows_the_tiles_and_the_launches(kernel_runner, s
     assert len(launches) == cuda_work.launches_of(shape, work, tiles, constants).total
     if tiles is not None:
         assert launches[0, 0] == tiles.count
+        assert launches[0, 1] >= 32 * tiles.runs
