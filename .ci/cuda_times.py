@@ -45,7 +45,7 @@ BUSY_LATENCY = 1.5
 LAUNCH_SECONDS, EARLY_LAUNCH_SECONDS = 2e-6, 1e-6
 SCHEDULERS = 4  # of a multiprocessor, an instruction each and cycle
 BLOCK_WARPS = 8  # of a thread block of the fused pass
-TILE_BLOCKS = 3  # thread blocks of count_tiles and place_rows that share a multiprocessor
+TILE_BLOCKS = 2  # thread blocks of count_tiles and place_rows that share a multiprocessor
 L2_BYTES_PER_CYCLE = 64  # that one multiprocessor moves
 # Of the tables: cycles in which a warp counts and places 32 rows, and a thread block sums a number
 # of each thread; instructions of a slice that is walked.

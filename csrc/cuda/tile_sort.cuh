@@ -24,7 +24,7 @@ constexpr int64_t kTileRowsPerClass = 8;
 // a tile of several has fewer keys than rows / 32.)
 constexpr int64_t kTileCounters = 47 * 512;
 constexpr int kRunRows = 128;      // that a run has at least, unless the tile has fewer
-constexpr int kTileThreads = 512;  // of several tiles: three thread blocks share a multiprocessor
+constexpr int kTileThreads = 512;  // of several tiles: two or three blocks share a multiprocessor
 constexpr int kOneTileThreads = 1024;
 constexpr int kRowsAhead = 4;  // labels that a lane asks for before the first is needed
 

@@ -31,12 +31,13 @@ from kernel_requests import (
     run,
 )
 
-from benchmarks.gpu_shapes import GPU_SHAPES
-from benchmarks.shapes import DTYPES, Shape, torch_dtype
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / ".ci")]
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / ".ci"))
+import cuda_work  # noqa: E402
 
-import cuda_work
+from benchmarks.gpu_shapes import GPU_SHAPES  # noqa: E402
+from benchmarks.shapes import DTYPES, Shape, torch_dtype  # noqa: E402
 
 CHUNK_ROWS = 64  # csrc/moments.h
 MAX_TILE_CLASSES = 4096  # csrc/cuda/tile_sort.cuh

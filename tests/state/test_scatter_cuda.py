@@ -22,8 +22,8 @@ pytestmark = [
 ]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# Rows, columns, classes: short and long rows, several column tiles, ragged widths, labels of several
-# tiles, classes beyond the rows, one class, many classes.
+# Rows, columns, classes: short and long rows, several column tiles, ragged widths, several tiles of
+# labels, classes beyond the rows, one class, many classes.
 SHAPES = [
     (1, 1, 1),
     (5000, 64, 10),
