@@ -73,7 +73,7 @@ def _scatter_add(features: Tensor, labels: Tensor, num_classes: int) -> Statisti
     return by_energy(rows, labels, counts, sums)
 
 
-# Since 2.9, torch takes rows of index_add_ and scatter_add_ by TMA on sm_90 and newer.
+# Newer versions of torch take the rows of index_add_ and scatter_add_ by TMA on sm_90.
 PEERS = (
     Peer(
         "index_add_, two passes", torch_index_add, lambda shape: 4 * _entries(shape), energy=False
