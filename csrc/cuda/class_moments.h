@@ -21,6 +21,7 @@
 #include "../class_moments.h"
 #include "cuda/key_sort.cuh"
 #include "cuda/merge_segments.cuh"
+#include "cuda/sum_segments.cuh"
 #include "cuda/tables.cuh"
 
 namespace deeprep::cuda {
@@ -134,6 +135,7 @@ Batch make_batch(const ScratchLayout<Device>& layout, const Features& features,
   batch.tiling = layout.tiling;
   batch.num_blocks = layout.num_blocks;
   batch.lists_chunks = lists_chunks;
+  batch.max_segments = layout.max_segments;
   batch.scratch = layout.scratch;
   return batch;
 }
@@ -192,20 +194,23 @@ void launch_tables(Device& device, const ScratchLayout<Device>& layout, const Ba
   });
 }
 
-// Whether every row is contiguous and can be read 16 bytes at a time.
+// Whether every row is contiguous and can be read as AlignedColumns say.
 template <FeatureType kType>
 bool can_load_vectors(const Features& features) {
   constexpr int64_t kSize = size_of(kType);
-  return features.column_stride == 1 && features.num_columns % Element<kType>::kVector == 0 &&
-         features.row_stride * kSize % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(features.data) % 16 == 0;
+  constexpr int kLoadBytes = Columns<kType>::kLoadBytes;
+  const int64_t row_stride_bytes = features.row_stride * kSize;
+  return features.column_stride == 1 && features.num_columns % kVector == 0 &&
+         row_stride_bytes >= 0 && row_stride_bytes <= UINT32_MAX &&
+         row_stride_bytes % kLoadBytes == 0 &&
+         reinterpret_cast<uintptr_t>(features.data) % kLoadBytes == 0;
 }
 
 template <FeatureType kType, typename Device>
 void launch_sum_segments(Device& device, const Features& features, const Batch& batch,
                          int64_t max_segments) {
-  const int team = team_size(features.num_columns, Element<kType>::kVector);
-  const int threads = device.threads_per_block();
+  const int team = team_size(features.num_columns);
+  const int threads = std::min(device.threads_per_block(), kSegmentThreads);
   const int64_t blocks = blocks_for(device, max_segments * batch.plan.num_strips, team, threads);
   if (can_load_vectors<kType>(features)) {
     device.launch_next(sum_segments<kType, true>, blocks, threads, batch, team);
@@ -220,7 +225,7 @@ void launch_merge(Device& device, const Batch& batch) {
   const int threads = device.threads_per_block();
   const int64_t num_classes = batch.state.num_classes;
   const int64_t num_strips = batch.plan.num_strips;
-  const int team = team_size(batch.features.num_columns, 4);
+  const int team = team_size(batch.features.num_columns);
   // A class has two segments only if its rows lie in two groups, or if one of its segments was
   // closed, by kSegmentRows rows, and a row was left: more than kSegmentRows in all.
   const bool merges = batch.plan.num_groups > 1 || batch.features.num_rows > kSegmentRows;

@@ -9,23 +9,23 @@
 
 namespace deeprep::cuda {
 
-// kVector: the columns that a thread owns, 16 bytes of float32, bfloat16 and float16, 32 of
-// float64.
 template <FeatureType kType>
 struct Element;
+
+// The columns that a thread owns, for every type: so a strip takes as many warps of a two-byte type
+// as of float32, and its columns are summed by the same shuffles.
+constexpr int kVector = 4;
 
 template <>
 struct Element<FeatureType::kFloat32> {
   using Bits = uint32_t;
   using Accumulator = float;
-  static constexpr int kVector = 4;
   __device__ static float widen(Bits bits) { return simt::bits_to_float(bits); }
 };
 template <>
 struct Element<FeatureType::kFloat64> {
   using Bits = uint64_t;
   using Accumulator = double;
-  static constexpr int kVector = 4;
   __device__ static double widen(Bits bits) {
     double value;
     memcpy(&value, &bits, sizeof value);
@@ -36,14 +36,12 @@ template <>
 struct Element<FeatureType::kFloat16> {
   using Bits = uint16_t;
   using Accumulator = float;
-  static constexpr int kVector = 8;
   __device__ static float widen(Bits bits) { return simt::half_to_float(bits); }
 };
 template <>
 struct Element<FeatureType::kBFloat16> {
   using Bits = uint16_t;
   using Accumulator = float;
-  static constexpr int kVector = 8;
   __device__ static float widen(Bits bits) {
     return simt::bits_to_float(static_cast<uint32_t>(bits) << 16);
   }
@@ -54,19 +52,27 @@ template <FeatureType kType>
 struct Columns {
   using Type = Element<kType>;
   using Bits = typename Type::Bits;
-  static constexpr int kVector = Type::kVector;
   static constexpr int kWords = kVector * static_cast<int>(sizeof(Bits)) / 4;
   uint32_t words[kWords];
 
-  // All kVector columns of a contiguous row, from a 16-byte aligned address; zeros if not `exist`.
-  __device__ __forceinline__ void load_vector(const char* row, bool exist) {
+  // What load_vector() loads at once, and how its address must be aligned.
+  static constexpr int kLoadBytes = kWords < 4 ? 4 * kWords : 16;
+
+  // All kVector columns of a contiguous row.
+  __device__ __forceinline__ void load_vector(const char* row) {
+    if constexpr (kLoadBytes == 8) {
+      const uint2 two = simt::load64(row);
+      words[0] = two.x;
+      words[1] = two.y;
+    } else {
 #pragma unroll
-    for (int w = 0; w < kWords; w += 4) {
-      const uint4 four = exist ? simt::load128(row + 4 * w) : uint4{0, 0, 0, 0};
-      words[w] = four.x;
-      words[w + 1] = four.y;
-      words[w + 2] = four.z;
-      words[w + 3] = four.w;
+      for (int w = 0; w < kWords; w += 4) {
+        const uint4 four = simt::load128(row + 4 * w);
+        words[w] = four.x;
+        words[w + 1] = four.y;
+        words[w + 2] = four.z;
+        words[w + 3] = four.w;
+      }
     }
   }
 

@@ -2,15 +2,15 @@
 // sums of squares.
 #pragma once
 
-#include "cuda/sum_segments.cuh"
+#include "cuda/segment_moments.cuh"
 
 namespace deeprep::cuda {
 
 // Merges the segments of a class that has several, in order, on the columns of a strip, by a team.
 // What its sum of squares grows by is left where the growth of its first segment was.
-__device__ __forceinline__ void merge_strip(const Batch& batch, const Team& team, int64_t k,
+template <typename AnyTeam>
+__device__ __forceinline__ void merge_strip(const Batch& batch, const AnyTeam& team, int64_t k,
                                             int64_t strip) {
-  constexpr int kVector = 4;
   constexpr int kAhead = 4;
   const int64_t num_strips = batch.plan.num_strips;
   const int64_t first = first_segment_of(batch, k);

@@ -63,6 +63,7 @@ struct Batch {
   Tiling tiling;
   int64_t num_blocks;
   bool lists_chunks;
+  int64_t max_segments;  // that the list has room for
   Scratch scratch;
 };
 

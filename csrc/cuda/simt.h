@@ -14,6 +14,7 @@
 // a kernel that comes after the wait comes after all that were launched before it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -56,10 +57,20 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
-// 16 bytes of read-only data from a 16-byte aligned address: one ld.global.nc.v4.
+// 16 or 8 bytes of read-only data from an address aligned to them: one ld.global.nc.v4 or v2.
 __device__ __forceinline__ uint4 load128(const void* address) {
   return __ldg(static_cast<const uint4*>(address));
 }
+__device__ __forceinline__ uint2 load64(const void* address) {
+  return __ldg(static_cast<const uint2*>(address));
+}
+// Brings what lies at an address into the second-level cache.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+// a * b + c, rounded once.
+__device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
 }
@@ -76,6 +87,15 @@ inline uint4 load128(const void* address) {
   std::memcpy(&loaded, address, sizeof loaded);
   return loaded;
 }
+inline uint2 load64(const void* address) {
+  detail::expect_aligned(address, 8, "load64");
+  uint2 loaded;
+  std::memcpy(&loaded, address, sizeof loaded);
+  return loaded;
+}
+inline void prefetch(const void*) {}
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
 inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -14,7 +14,6 @@ constexpr int kDistanceWarps = 8;
 
 static __global__ void sum_squared_distances(const double* points, const double* center,
                                              double* out, int64_t num_points, int64_t num_columns) {
-  constexpr int kVector = 4;
   using Strips = simt::Array<double, kDistanceWarps>;
   SIMT_SHARED(Strips, strips);
   const Team team = Team::of_this_thread(kWarpThreads);

@@ -4,6 +4,7 @@
 // strip are zeros. Shuffles give every thread of the team the same sum.
 #pragma once
 
+#include "cuda/elements.cuh"
 #include "cuda/segments.cuh"
 
 namespace deeprep::cuda {
@@ -21,16 +22,35 @@ struct Team {
   }
 };
 
+// A warp as a team: what is known when the kernels are compiled costs nothing when they run, and
+// most features are wide enough for it.
+struct WarpTeam {
+  static constexpr int size = kWarpThreads;
+  static constexpr unsigned mask = ~0u;
+  int rank;
+};
+
+// Calls work with the team that this thread is in.
+template <typename Work>
+__device__ __forceinline__ void with_team(int size, Work&& work) {
+  if (size == kWarpThreads) {
+    work(WarpTeam{static_cast<int>(threadIdx.x) % kWarpThreads});
+  } else {
+    work(Team::of_this_thread(size));
+  }
+}
+
 // Threads that share a strip of d columns.
-constexpr int team_size(int64_t num_columns, int vector) {
+constexpr int team_size(int64_t num_columns) {
   int size = 1;
-  while (size * vector < num_columns && size * vector < kStripColumns) size *= 2;
+  while (size * kVector < num_columns && size * kVector < kStripColumns) size *= 2;
   return size;
 }
 
 // Adds to every column the one kWidth columns on, and so on, pair by pair, until kWidth are left.
-template <int kWidth, int kVector, typename Value>
-__device__ __forceinline__ void add_neighbours(const Team& team, Value (&values)[kVector]) {
+template <int kWidth, typename AnyTeam, typename Value>
+__device__ __forceinline__ void add_neighbours(const AnyTeam& team, Value (&values)[kVector]) {
+#pragma unroll
   for (int step = kWidth / kVector; step < team.size; step *= 2) {
 #pragma unroll
     for (int e = 0; e < kVector; ++e) values[e] += __shfl_xor_sync(team.mask, values[e], step);
@@ -38,8 +58,8 @@ __device__ __forceinline__ void add_neighbours(const Team& team, Value (&values)
 }
 
 // Adds columns kHalf apart.
-template <int kHalf, int kVector, typename Value>
-__device__ __forceinline__ void fold_half(const Team& team, Value (&values)[kVector]) {
+template <int kHalf, typename AnyTeam, typename Value>
+__device__ __forceinline__ void fold_half(const AnyTeam& team, Value (&values)[kVector]) {
   if (kHalf < kVector) {
 #pragma unroll
     for (int e = 0; e < kHalf && e + kHalf < kVector; ++e) values[e] += values[e + kHalf];
@@ -52,8 +72,8 @@ __device__ __forceinline__ void fold_half(const Team& team, Value (&values)[kVec
 }
 
 // Sum of float64 values over a strip; overwrites them.
-template <int kVector>
-__device__ __forceinline__ double sum_strip(const Team& team, double (&values)[kVector]) {
+template <typename AnyTeam>
+__device__ __forceinline__ double sum_strip(const AnyTeam& team, double (&values)[kVector]) {
   add_neighbours<kLanes>(team, values);
   fold_half<4>(team, values);
   fold_half<2>(team, values);
@@ -61,8 +81,8 @@ __device__ __forceinline__ double sum_strip(const Team& team, double (&values)[k
 }
 
 // Sum of float32 values over a strip, for cannot_trust(); overwrites them.
-template <int kVector>
-__device__ __forceinline__ float check_sum(const Team& team, float (&values)[kVector]) {
+template <typename AnyTeam>
+__device__ __forceinline__ float check_sum(const AnyTeam& team, float (&values)[kVector]) {
   add_neighbours<kCheckLanes>(team, values);
   fold_half<8>(team, values);
   fold_half<4>(team, values);

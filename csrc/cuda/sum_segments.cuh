@@ -1,133 +1,47 @@
-// The fused pass: every feature is loaded once, and leaves as the moments of its segment.
+// The fused pass where segments are many: every feature is loaded once, and leaves as the moments
+// of its segment.
 //
-// Parallel axis: (segment, strip of 128 columns). A team of threads, a warp for 128 columns of
-// float32, owns one and walks its chunks: kChunkRows gathered rows, eight 16-byte loads in flight
-// per thread, t and q in registers; each chunk merges in float64 into a mean and a sum of squares
-// that stay in registers too. Teams never wait for each other: no shared memory, no barrier, no
-// atomic. Short rows make small teams, several to a warp; long rows and long classes make many. The
-// order of operations is that of plan.h and moments.h, so the bits are the CPU's.
+// Parallel axis: (segment, strip of 128 columns). A team of threads, a warp for 128 columns, owns
+// one and walks its chunks: groups of eight gathered rows, all eight loads of a thread in flight, t
+// and q in registers; each chunk merges in float64 into a mean and a sum of squares that stay in
+// registers too. The numbers of the next eight rows are asked for before those in flight are
+// needed, across chunks and blocks, so that they add nothing to a round. Teams never wait for each
+// other: no shared memory, no barrier, no atomic. Short rows make small teams, several to a warp;
+// long rows and long classes make many. Where there are too few of them for the chip,
+// sum_chunks.cuh takes over. The order of operations is that of plan.h and moments.h, so the bits
+// are the CPU's.
 #pragma once
 
-#include "cuda/elements.cuh"
-#include "cuda/segments.cuh"
-#include "cuda/strips.cuh"
+#include "cuda/segment_moments.cuh"
 
 namespace deeprep::cuda {
-
-// The moments of a segment on the columns of one thread; growth is the strip's, the same in every
-// thread of the team.
-template <int kVector>
-struct StripMoments {
-  int64_t n;
-  double mean[kVector];
-  double growth;
-};
-
-// Where a thread finds its columns of a row.
-struct ThreadColumns {
-  const char* first;  // of row 0
-  int64_t row_stride_bytes;
-  int64_t column_stride_bytes;
-  const uint32_t* rows;  // in class order
-  int count;             // of columns, the rest being padding
-
-  __device__ const char* row(int64_t position) const {
-    return first + rows[position] * row_stride_bytes;
-  }
-};
 
 // Sums of a chunk, by column.
 template <FeatureType kType>
 struct ChunkSums {
   using Accumulator = typename Element<kType>::Accumulator;
-  static constexpr int kVector = Element<kType>::kVector;
   Accumulator pivot[kVector];
   Accumulator t[kVector];
   Accumulator q[kVector];
 
-  // Sums of kRows rows from `position` on, joined pair by pair; the first of a chunk is its pivot.
-  template <int kRows, bool kAligned>
-  __device__ __forceinline__ void join_rows(const ThreadColumns& columns, int64_t position,
-                                            bool is_first, Accumulator (&joined_t)[kVector],
-                                            Accumulator (&joined_q)[kVector]) {
-    Columns<kType> rows[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (kAligned) {
-        // All columns of this thread exist, or none: padding, which still takes part in shuffles.
-        rows[r].load_vector(columns.row(position + r), columns.count > 0);
-      } else {
-        rows[r].load_each(columns.row(position + r), columns.column_stride_bytes, columns.count);
-      }
-    }
+  __device__ __forceinline__ void add(const RowGroup<kType>& group, bool is_first) {
 #pragma unroll
     for (int e = 0; e < kVector; ++e) {
-      if (is_first) pivot[e] = rows[0].value(e);
-      Accumulator d[kRows];
-      Accumulator square[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        d[r] = rows[r].value(e) - pivot[e];
-        square[r] = d[r] * d[r];
+      if (is_first) {
+        pivot[e] = group.rows[0].value(e);
+        t[e] = q[e] = 0;
       }
-#pragma unroll
-      for (int step = 1; step < kRows; step *= 2) {
-#pragma unroll
-        for (int r = 0; r + step < kRows; r += 2 * step) {
-          d[r] += d[r + step];
-          square[r] += square[r + step];
-        }
-      }
-      joined_t[e] = d[0];
-      joined_q[e] = square[0];
+      Accumulator group_t;
+      Accumulator group_q;
+      group.sum(e, pivot[e], group_t, group_q);
+      t[e] += group_t;
+      q[e] += group_q;
     }
-  }
-
-  // Adds kRows rows. Eight are in flight at once where a row is one load, four where it is more.
-  template <int kRows, bool kAligned>
-  __device__ __forceinline__ void add_rows(const ThreadColumns& columns, int64_t position,
-                                           bool is_first) {
-    constexpr bool kHalved = kRows == 8 && (!kAligned || sizeof(Accumulator) == 8);
-    Accumulator joined_t[kVector];
-    Accumulator joined_q[kVector];
-    join_rows<kHalved ? 4 : kRows, kAligned>(columns, position, is_first, joined_t, joined_q);
-    if constexpr (kHalved) {
-      Accumulator more_t[kVector];
-      Accumulator more_q[kVector];
-      join_rows<4, kAligned>(columns, position + 4, false, more_t, more_q);
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        joined_t[e] += more_t[e];
-        joined_q[e] += more_q[e];
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      // The pivot's own difference is +0, so adding to zero changes no bit of the first sum.
-      t[e] += joined_t[e];
-      q[e] += joined_q[e];
-    }
-  }
-
-  template <bool kAligned>
-  __device__ __forceinline__ void sum(const ThreadColumns& columns, int64_t begin, int num_rows) {
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) t[e] = q[e] = 0;
-    int i = 0;
-    for (; i + 8 <= num_rows; i += 8) add_rows<8, kAligned>(columns, begin + i, i == 0);
-    if (i + 4 <= num_rows) {
-      add_rows<4, kAligned>(columns, begin + i, i == 0);
-      i += 4;
-    }
-    if (i + 2 <= num_rows) {
-      add_rows<2, kAligned>(columns, begin + i, i == 0);
-      i += 2;
-    }
-    if (i < num_rows) add_rows<1, kAligned>(columns, begin + i, i == 0);
   }
 
   // Whether the team must sum the strip again in double.
-  __device__ __forceinline__ bool needs_double(const Team& team, int num_rows) const {
+  template <typename AnyTeam>
+  __device__ __forceinline__ bool needs_double(const AnyTeam& team, int num_rows) const {
     if constexpr (sizeof(Accumulator) == sizeof(float)) {
       if (num_rows == 1) return false;
       float q_sum[kVector];
@@ -144,138 +58,102 @@ struct ChunkSums {
   }
 };
 
-// One column of a chunk summed again in double, plainly and in row order: rare.
-template <FeatureType kType>
-__device__ __forceinline__ void sum_column_in_double(const ThreadColumns& columns, int64_t begin,
-                                                     int num_rows, int e, double& t, double& q) {
-  using Type = Element<kType>;
-  const auto value = [&](int64_t position) {
-    const char* address = columns.row(position) + e * columns.column_stride_bytes;
-    return static_cast<double>(Type::widen(*reinterpret_cast<const typename Type::Bits*>(address)));
-  };
-  const double pivot = value(begin);
-  t = 0;
-  q = 0;
-#pragma unroll 1
-  for (int i = 0; i < num_rows; ++i) {
-    const double d = value(begin + i) - pivot;
-    t += d;
-    q += d * d;
-  }
-}
-
-// Sums the chunk of num_rows rows at `begin` and merges it.
-template <FeatureType kType, bool kAligned>
-__device__ __forceinline__ void add_chunk(const Team& team, const ThreadColumns& columns,
-                                          int64_t begin, int num_rows,
-                                          StripMoments<Element<kType>::kVector>& moments) {
-  constexpr int kVector = Element<kType>::kVector;
-  ChunkSums<kType> sums;
-  sums.template sum<kAligned>(columns, begin, num_rows);
-  const bool in_double = sums.needs_double(team, num_rows);
-  const double inverse_rows = 1.0 / static_cast<double>(num_rows);
-  const MergeWeights weights = merge_weights(moments.n, num_rows);
-  double growth[kVector];
+// Merges a chunk into its segment.
+template <FeatureType kType, bool kAligned, typename AnyTeam>
+__device__ __forceinline__ void close_chunk(const AnyTeam& team,
+                                            const ThreadColumns<kAligned>& columns,
+                                            const uint32_t* rows, const Chunk& chunk,
+                                            const ChunkSums<kType>& sums, StripMoments& moments) {
+  const bool in_double = sums.needs_double(team, chunk.num_rows);
+  const double inverse_rows = 1.0 / static_cast<double>(chunk.num_rows);
+  double mean[kVector];
+  double within[kVector];
 #pragma unroll
   for (int e = 0; e < kVector; ++e) {
     double t = sums.t[e];
     double q = sums.q[e];
     if (in_double && e < columns.count) {
-      sum_column_in_double<kType>(columns, begin, num_rows, e, t, q);
+      sum_column_in_double<kType>(columns, rows, chunk.begin, chunk.num_rows, e, t, q);
     }
-    const double mean = chunk_mean(static_cast<double>(sums.pivot[e]), t, inverse_rows);
-    growth[e] = chunk_sumsq(q, t, inverse_rows);
-    if (moments.n == 0) {
-      moments.mean[e] = mean;
-    } else {
-      const double delta = mean - moments.mean[e];
-      moments.mean[e] += delta * weights.mean_weight;
-      growth[e] += delta * delta * weights.sumsq_weight;
-    }
+    mean[e] = chunk_mean(static_cast<double>(sums.pivot[e]), t, inverse_rows);
+    within[e] = chunk_sumsq(q, t, inverse_rows);
   }
-  moments.growth += sum_strip(team, growth);
-  moments.n += num_rows;
+  const double sumsq = sum_strip(team, within);
+  moments.growth +=
+      sumsq + merge_mean(team, mean, chunk.num_rows, moments.n, moments.mean, columns.count);
+  moments.n += chunk.num_rows;
 }
 
-// Merges a finished segment into (n, mean[kVector]), of which `count` columns exist; returns what
-// the sum of squares grows by the distance of the means.
-template <int kVector>
-__device__ __forceinline__ double merge_mean(const Team& team, const double (&other)[kVector],
-                                             int64_t m, int64_t n, double* mean, int count) {
-  double growth[kVector];
-  const MergeWeights weights = merge_weights(n, m);
-#pragma unroll
-  for (int e = 0; e < kVector; ++e) {
-    growth[e] = 0;
-    if (e >= count) continue;
-    if (n == 0) {
-      mean[e] = other[e];
-    } else {
-      const double delta = other[e] - mean[e];
-      mean[e] += delta * weights.mean_weight;
-      growth[e] = delta * delta * weights.sumsq_weight;
-    }
-  }
-  return n == 0 ? 0 : sum_strip(team, growth);
-}
+// Threads of a block. A multiprocessor holds as many warps as its registers allow: small blocks
+// leave fewer of them over, and end sooner.
+constexpr int kSegmentThreads = 64;
 
-// Blocks of 256 threads that share a multiprocessor: two leave 128 registers a thread, which
-// float64 and the elementwise loads of the unaligned path would spill.
+// Such blocks that share a multiprocessor: as many as leave each thread the registers that it
+// needs, from the table in resources.md.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kResidentFloat32 = 6;
+#else
+constexpr int kResidentFloat32 = 8;
+#endif
 template <FeatureType kType, bool kAligned>
-constexpr int kResidentBlocks = kAligned && kType != FeatureType::kFloat64 ? 2 : 1;
+constexpr int kResidentSegments = kType == FeatureType::kFloat64   ? 4
+                                  : kType == FeatureType::kFloat32 ? kResidentFloat32
+                                  : kAligned                       ? 8
+                                                                   : 6;
 
-template <FeatureType kType, bool kAligned>
-__global__ void __launch_bounds__(256, (kResidentBlocks<kType, kAligned>))
-    sum_segments(Batch batch, int team_size) {
-  constexpr int kVector = Element<kType>::kVector;
-  simt::wait_for_previous_kernel();
-  if (has_bad_label(batch)) return;
-  const Team team = Team::of_this_thread(team_size);
+template <FeatureType kType, bool kAligned, typename AnyTeam>
+__device__ __forceinline__ void sum_segments_of(const Batch& batch, const AnyTeam& team) {
   const int64_t num_strips = batch.plan.num_strips;
-  const int64_t num_items =
-      batch.scratch.first_segment[batch.state.num_classes * batch.plan.num_groups] * num_strips;
-  for (int64_t item = thread_index() / team_size; item < num_items;
-       item += num_threads() / team_size) {
-    const int64_t s = item / num_strips;
-    const int64_t strip = item % num_strips;
-    const Segment segment = batch.scratch.segments[s];
-    const int64_t column = strip * kStripColumns + team.rank * kVector;
-    const int64_t left = batch.features.num_columns - column;
-    const int count = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
-    const ThreadColumns columns = {
-        batch.features.data + column * batch.features.column_stride_bytes,
-        batch.features.row_stride_bytes, batch.features.column_stride_bytes,
-        batch.scratch.sorted_rows, count};
-    StripMoments<kVector> moments = {};
-    int64_t begin = segment.begin;
-    for (int64_t block = segment.block; moments.n < segment.num_rows; ++block) {
-      const uint32_t* slice =
-          batch.scratch.slice_begin + block * batch.state.num_classes + segment.class_index;
-      if (block != segment.block) begin = slice[0];
-      while (begin < slice[1] && moments.n < segment.num_rows) {
-        const int64_t rows = slice[1] - begin;
-        const int num_rows = static_cast<int>(rows < kChunkRows ? rows : kChunkRows);
-        add_chunk<kType, kAligned>(team, columns, begin, num_rows, moments);
-        begin += num_rows;
-      }
-    }
+  const uint32_t* rows = batch.scratch.sorted_rows;
+  int64_t item = thread_index() / team.size;
 
-    const int64_t k = segment.class_index;
-    const bool is_alone = first_segment_of(batch, k + 1) - first_segment_of(batch, k) == 1;
-    double growth = moments.growth;
-    if (is_alone) {
-      growth += merge_mean(team, moments.mean, segment.num_rows, batch.state.counts[k],
-                           batch.state.means + k * batch.features.num_columns + column, count);
-    } else {
-      double* mean = batch.scratch.segment_means +
-                     waiting_slot(batch, segment, s) * batch.features.num_columns + column;
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        if (e < count) mean[e] = moments.mean[e];
+  simt::wait_for_previous_kernel();
+  // Nothing waits for another load that can do without: a team looks its segment up before it is
+  // known whether there are so many.
+  Segment segment = segment_of(batch, item / num_strips);
+  const int64_t* num_segments =
+      batch.scratch.first_segment + batch.state.num_classes * batch.plan.num_groups;
+  int64_t num_items = *num_segments * num_strips;
+  if (has_bad_label(batch)) return;
+  while (item < num_items) {
+    const int64_t s = item / num_strips;
+    const int64_t strip = item - s * num_strips;
+    const ThreadColumns<kAligned> columns(batch.features, column_of(strip, team.rank * kVector));
+    expect_to_leave(batch, team, segment, strip);
+    StripMoments moments = {};
+    ChunkWalk walk(batch, team, segment, nullptr);
+    Chunk chunk = walk.next();
+    RowNumbers numbers;
+    numbers.load(rows, chunk.begin, 0, chunk.num_rows);
+    while (chunk.num_rows > 0) {
+      ChunkSums<kType> sums;
+      Chunk next = {0, 0, 0};
+      for (int i = 0; i < chunk.num_rows; i += kGroupRows) {
+        RowGroup<kType> group;
+        group.load(columns, numbers);
+        if (i + kGroupRows < chunk.num_rows) {
+          numbers.load(rows, chunk.begin, i + kGroupRows, chunk.num_rows);
+        } else {
+          next = walk.next();
+          if (next.num_rows > 0) numbers.load(rows, next.begin, 0, next.num_rows);
+        }
+        sums.add(group, i == 0);
       }
+      if (columns.count == 0) sums = {};
+      close_chunk(team, columns, rows, chunk, sums, moments);
+      chunk = next;
     }
-    if (team.rank == 0) batch.scratch.segment_growth[s * num_strips + strip] = growth;
+    leave_segment(batch, team, s, segment, strip, moments);
+    item += num_threads() / team.size;
+    num_items = *num_segments * num_strips;  // again: rows need the registers
+    if (item < num_items) segment = segment_of(batch, item / num_strips);
   }
+}
+
+template <FeatureType kType, bool kAligned>
+__global__ void __launch_bounds__(kSegmentThreads, (kResidentSegments<kType, kAligned>))
+    sum_segments(Batch batch, int team_size) {
+  with_team(team_size, [&](const auto& team) { sum_segments_of<kType, kAligned>(batch, team); });
 }
 
 }  // namespace deeprep::cuda
