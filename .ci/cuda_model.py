@@ -150,7 +150,7 @@ def _shape_rows(loops: dict[tuple[str, str], Loop], constants: dict[str, int]) -
                 shape, shape.bytes(dtype) // shape.num_rows // shape.num_features, constants
             )
             tiles = cut_into_tiles(shape, work, constants)
-            count = launches_of(shape, work, tiles, constants).total
+            count = launches_of(shape, work, tiles, constants, chip.multiprocessors).total
             shares = " | ".join(
                 ("**{:.0%}** {}" if each.fraction >= TARGET else "{:.0%} {}").format(
                     each.fraction, each.limit

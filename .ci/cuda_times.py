@@ -248,7 +248,7 @@ def predict(
         merges = math.ceil(work.groups * work.class_segments / constants["kAhead"])
         turn = 2 * chip.l2_latency + CYCLES_PER_INSTRUCTION * loop.merge
         merge = max((waiting + state) / copy, merges * turn * cycle)
-    launches = launches_of(shape, work, tiles, constants)
+    launches = launches_of(shape, work, tiles, constants, chip.multiprocessors)
     cubs = 0
     if tiles is None:  # the histogram, the passes and a scan are the sort, two kernels the sum
         cubs = 2 + math.ceil((work.blocks * k).bit_length() / RADIX_BITS) + 2

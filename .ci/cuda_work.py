@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _CONSTANTS = (
     *("plan.h", "moments.h", "cuda/tile_sort.cuh", "cuda/tables.cuh"),
     *("cuda/class_moments.h", "cuda/merge_segments.cuh"),
+    *("cuda/chunk_path.h", "cuda/merge_chunks.cuh"),
 )
 RADIX_BITS = 8  # that a pass of CUB's sort takes
 
@@ -144,14 +145,39 @@ class Launches:
         return self.tables + self.fused + self.merge
 
 
+def _most_segments(shape: Shape, work: Work, constants: dict[str, int]) -> int:
+    n = shape.num_rows
+    return min(n, shape.num_classes * work.groups) + n // constants["kSegmentRows"]
+
+
+def _team_threads(shape: Shape) -> int:
+    return min(32, 2 ** math.ceil(math.log2(max(1, shape.num_features / 4))))
+
+
+def uses_chunks(shape: Shape, work: Work, constants: dict[str, int], multiprocessors: int) -> bool:
+    """Follow use_chunks of chunk_path.h."""
+    n, k = shape.num_rows, shape.num_classes
+    if k > constants["kMostChunkClasses"] or n < constants["kLeastChunkRows"] * k:
+        return False
+    threads = _most_segments(shape, work, constants) * work.strips * _team_threads(shape)
+    return threads < constants["kEnoughWarps"] * 32 * multiprocessors
+
+
 def launches_of(
-    shape: Shape, work: Work, tiles: Tiles | None, constants: dict[str, int]
+    shape: Shape,
+    work: Work,
+    tiles: Tiles | None,
+    constants: dict[str, int],
+    multiprocessors: int,
 ) -> Launches:
-    """Follow launch_tables and launch_merge."""
+    """Follow launch_tables, launch_merge_chunks and launch_merge."""
+    k = shape.num_classes
     tables = 6 if tiles is None else 1 if tiles.count == 1 else 3
     merges = work.groups > 1 or shape.num_rows > constants["kSegmentRows"]
-    in_one = (
-        shape.num_classes <= constants["kMaxMergeClasses"]
-        and work.strips <= constants["kMaxMergeStrips"]
-    )
-    return Launches(tables, 1, 2 if merges and not in_one else 1)
+    in_one = k <= constants["kMaxMergeClasses"] and work.strips <= constants["kMaxMergeStrips"]
+    merge = 2 if merges and not in_one else 1
+    if tiles is not None and uses_chunks(shape, work, constants, multiprocessors):
+        items = math.ceil(_most_segments(shape, work, constants) / k) * work.strips
+        few = items * _team_threads(shape) <= constants["kItemsATeam"] * constants["kMergeThreads"]
+        merge = 1 if few and k <= constants["kMaxMergeClasses"] else 1 + merge
+    return Launches(tables, 1, merge)

@@ -4,10 +4,12 @@
 //                    several tiles:  count_tiles -> sum_tiles -> place_rows
 //                    many classes:   make_keys -> sort -> find_slices -> count_segments -> sum
 //                                    -> list_segments
-//     fused pass     sum_segments
+//     fused pass     sum_segments, or where segments are few sum_chunks (chunk_path.h)
 //     merge          no class can have two segments:  add_to_state
 //                    few classes and strips:          merge_classes
 //                    else                             merge_segments -> add_to_state
+//                    of chunks, few of a class:       merge_class_chunks
+//                    of chunks, else                  merge_chunks, and then as above
 //
 // A template over the Device that launches and sorts, so that tests/simt runs this very sequence,
 // and the kernels, on the host. Nothing is allocated and nothing waits: all scratch is passed in,
@@ -20,7 +22,9 @@
 
 #include "../class_moments.h"
 #include "cuda/key_sort.cuh"
+#include "cuda/merge_chunks.cuh"
 #include "cuda/merge_segments.cuh"
+#include "cuda/sum_chunks.cuh"
 #include "cuda/sum_segments.cuh"
 #include "cuda/tables.cuh"
 
@@ -63,6 +67,11 @@ class ScratchLayout {
       max_chunks = num_rows / kChunkRows + std::min(num_rows, num_keys);
       scratch.first_chunk = take<uint32_t>(num_keys + 1);
       scratch.chunk_begin = take<uint32_t>(max_chunks + 1);
+      in_chunks = device.use_chunks(num_rows, num_columns, type, num_classes);
+      if (in_chunks) {
+        scratch.chunk_means = take<double>(max_chunks * num_columns);
+        scratch.chunk_sumsq = take<double>(max_chunks * plan.num_strips);
+      }
       if (tiling.num_tiles > 1) {
         scratch.tile_counts = take<uint32_t>(tiling.num_tiles * tiling.tile_keys);
       }
@@ -86,7 +95,8 @@ class ScratchLayout {
   int64_t num_slots;  // (class, group)
   int64_t max_segments;
   int64_t max_chunks = 0;
-  bool has_tiles;  // or else keys are sorted
+  bool has_tiles;          // or else keys are sorted
+  bool in_chunks = false;  // the fused pass, which takes tiles
   Tiling tiling = {};
   Scratch scratch = {};
   char* temporary = nullptr;  // of the sort and the sum of key_sort.cuh
@@ -136,6 +146,7 @@ Batch make_batch(const ScratchLayout<Device>& layout, const Features& features,
   batch.num_blocks = layout.num_blocks;
   batch.lists_chunks = lists_chunks;
   batch.max_segments = layout.max_segments;
+  batch.max_chunks = layout.max_chunks;
   batch.scratch = layout.scratch;
   return batch;
 }
@@ -219,6 +230,43 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
   }
 }
 
+template <FeatureType kType, typename Device>
+void launch_sum_chunks(Device& device, const Features& features, const Batch& batch,
+                       int64_t max_chunks) {
+  const int team = team_size(features.num_columns);
+  const int64_t blocks = blocks_for(device, max_chunks * batch.plan.num_strips,
+                                    int64_t{team} * kGroupsPerChunk, kChunkThreads);
+  int log_team = 0;
+  while (1 << log_team < team) ++log_team;
+  if (can_load_vectors<kType>(features)) {
+    device.launch_next(sum_chunks<kType, true>, blocks, kChunkThreads, batch, log_team);
+  } else {
+    device.launch_next(sum_chunks<kType, false>, blocks, kChunkThreads, batch, log_team);
+  }
+}
+
+// Merges chunks into segments; whether they and all that is left are in the state by then.
+template <typename Device>
+bool launch_merge_chunks(Device& device, const Batch& batch, int64_t max_segments) {
+  constexpr int64_t kItemsATeam = 4;
+  const int64_t num_classes = batch.state.num_classes;
+  const int64_t num_strips = batch.plan.num_strips;
+  const int team = team_size(batch.features.num_columns);
+  const int64_t items = ceil_div(max_segments, num_classes) * num_strips;
+  const int64_t wanted = ceil_div(items * team, kWarpThreads) * kWarpThreads;
+  if (num_classes <= kMaxMergeClasses && wanted <= kItemsATeam * kMergeThreads) {
+    const int most = std::min(kMergeThreads, device.most_threads());
+    const int threads = static_cast<int>(std::min<int64_t>(wanted, most));
+    device.launch_next(merge_class_chunks, std::min(num_classes, device.max_blocks(threads)),
+                       threads, batch, team);
+    return true;
+  }
+  const int threads = device.threads_per_block();
+  device.launch_next(merge_chunks, blocks_for(device, max_segments * num_strips, team, threads),
+                     threads, batch, team);
+  return false;
+}
+
 // What is left after the fused pass: segments that wait, counts and sums of squares.
 template <typename Device>
 void launch_merge(Device& device, const Batch& batch) {
@@ -261,11 +309,17 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
   if (layout.num_bytes() > num_scratch_bytes) {
     return {Code::kScratchTooSmall, layout.num_bytes(), num_scratch_bytes};
   }
-  const Batch batch = make_batch(layout, features, labels, state, bad_label, false);
+  const Batch batch = make_batch(layout, features, labels, state, bad_label, layout.in_chunks);
   launch_tables(device, layout, batch);
   visit_type(features.type, [&](auto type) {
-    launch_sum_segments<decltype(type)::value>(device, features, batch, layout.max_segments);
+    constexpr FeatureType kType = decltype(type)::value;
+    if (layout.in_chunks) {
+      launch_sum_chunks<kType>(device, features, batch, layout.max_chunks);
+    } else {
+      launch_sum_segments<kType>(device, features, batch, layout.max_segments);
+    }
   });
+  if (layout.in_chunks && launch_merge_chunks(device, batch, layout.max_segments)) return {};
   launch_merge(device, batch);
   return {};
 }

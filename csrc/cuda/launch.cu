@@ -4,6 +4,7 @@
 #include <cub/device/device_scan.cuh>
 #include <optional>
 
+#include "cuda/chunk_path.h"
 #include "cuda/class_moments.h"
 #include "cuda/launch.h"
 #include "cuda/shift_rows.cuh"
@@ -27,6 +28,11 @@ class StreamDevice {
 
   static int threads_per_block() { return 256; }
   static int most_threads() { return 1024; }  // of a block
+
+  bool use_chunks(int64_t num_rows, int64_t num_columns, FeatureType type,
+                  int64_t num_classes) const {
+    return cuda::use_chunks(num_rows, num_columns, type, num_classes, multiprocessors_);
+  }
 
   static int64_t place(const char*, int64_t bytes) {
     return ceil_div(bytes, kScratchAlignment) * kScratchAlignment;

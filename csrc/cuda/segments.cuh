@@ -41,6 +41,8 @@ struct Scratch {
   Segment* segments;
   double* segment_means;   // slots x d, of segments that wait to be merged
   double* segment_growth;  // segments x strips: what the sums of squares grow by
+  double* chunk_means;     // chunks x d, for sum_chunks.cuh
+  double* chunk_sumsq;     // chunks x strips, each summed over the strip's columns
 };
 
 // How the rows are cut into tiles, of which each is sorted by a thread block: tiles are whole
@@ -64,6 +66,7 @@ struct Batch {
   int64_t num_blocks;
   bool lists_chunks;
   int64_t max_segments;  // that the list has room for
+  int64_t max_chunks;    // and that of chunks
   Scratch scratch;
 };
 

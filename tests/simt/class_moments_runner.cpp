@@ -48,11 +48,14 @@ struct Request {
   int64_t seed;
   int64_t threads_per_block;
   int64_t max_blocks;
+  int64_t pass;  // simt::Pass
+  int64_t num_multiprocessors;
   int64_t missing_scratch;  // bytes of scratch too few
 
   FeatureType type() const { return static_cast<FeatureType>(feature_type); }
   HostDevice device() const {
-    return {static_cast<uint64_t>(seed), static_cast<int>(threads_per_block), max_blocks};
+    return {static_cast<uint64_t>(seed), static_cast<int>(threads_per_block), max_blocks,
+            static_cast<simt::Pass>(pass), num_multiprocessors};
   }
 };
 
@@ -172,11 +175,14 @@ void run_squared_distances(const Request& request) {
   reply(out);
 }
 
-// Groups, rows of a group, rows of a block, strips: so that a test can say what its shape is for.
+// Groups, rows of a group, rows of a block, strips, and whether chunks are summed side by side: so
+// that a test can say what its shape is for.
 void reply_plan(const Request& request) {
   const Plan plan =
       make_plan(request.num_rows, request.num_columns, request.type(), request.num_classes);
-  const int64_t numbers[] = {plan.num_groups, plan.group_rows, plan.block_rows, plan.num_strips};
+  const int64_t numbers[] = {plan.num_groups, plan.group_rows, plan.block_rows, plan.num_strips,
+                             request.device().use_chunks(request.num_rows, request.num_columns,
+                                                         request.type(), request.num_classes)};
   const Memory out(sizeof numbers);
   std::memcpy(out.data(), numbers, sizeof numbers);
   reply(out);

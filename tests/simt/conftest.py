@@ -8,6 +8,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,38 @@ def kernel_runner(simt_build: Callable[[str], Path]) -> Iterator[Callable[[str],
     for kind, runner in runners.items():
         complaints = runner.stop()
         assert not complaints, f"{kind}: {complaints}"
+
+
+@pytest.fixture
+def planted_runner(
+    simt_build: Callable[[str], Path], tmp_path: Path
+) -> Iterator[Callable[[str, str, str, int, str], Runner]]:
+    """Return the runner of kernels with a mistake: `wrong` where `header` says `right`."""
+    started: list[Runner] = []
+
+    def build(kind: str, header: str, right: str, nth: int, wrong: str) -> Runner:
+        folder = simt_build(kind)
+        parts = (ROOT / "csrc" / header).read_text().split(right)
+        assert len(parts) > nth + 1, f"{header} does not say {right} so often"
+        planted = tmp_path / header
+        planted.parent.mkdir(parents=True)
+        planted.write_text(right.join(parts[: nth + 1]) + wrong + right.join(parts[nth + 1 :]))
+        cache = (folder.parents[1] / "CMakeCache.txt").read_text()
+        compiler = re.search("^CMAKE_CXX_COMPILER:.*?=(.*)$", cache, re.MULTILINE)
+        assert compiler is not None
+        run(
+            *(compiler[1], "-std=c++17", "-O0", "-g", "-w", "-ffp-contract=off"),
+            *([] if kind == "plain" else [f"-fsanitize={kind}"]),
+            *(f"-I{folder}" for folder in (tmp_path, ROOT / "csrc", ROOT / "tests/simt")),
+            *(ROOT / "tests/simt/class_moments_runner.cpp", folder / "libsimt_executor.a"),
+            *("-o", tmp_path / "runner"),
+        )
+        started.append(Runner(tmp_path / "runner"))
+        return started[-1]
+
+    yield build
+    for runner in started:
+        runner.stop()
 
 
 class Kernels:

@@ -9,19 +9,35 @@
 #include <numeric>
 #include <vector>
 
+#include "cuda/chunk_path.h"
 #include "cuda/class_moments.h"
 #include "cuda/shift_rows.cuh"
 #include "cuda/squared_distances.cuh"
 
 namespace simt {
 
+// Which fused pass takes an update: that of its shape on num_multiprocessors, or always the same.
+enum class Pass : int64_t { kOfTheShape, kSegments, kChunks };
+
 class HostDevice {
  public:
-  HostDevice(uint64_t seed, int threads_per_block, int64_t max_blocks)
-      : executor_(seed), threads_per_block_(threads_per_block), max_blocks_(max_blocks) {}
+  HostDevice(uint64_t seed, int threads_per_block, int64_t max_blocks, Pass pass,
+             int64_t num_multiprocessors = 1)
+      : executor_(seed),
+        threads_per_block_(threads_per_block),
+        max_blocks_(max_blocks),
+        pass_(pass),
+        num_multiprocessors_(num_multiprocessors) {}
 
   int threads_per_block() const { return threads_per_block_; }
   int most_threads() const { return threads_per_block_; }
+
+  bool use_chunks(int64_t num_rows, int64_t num_columns, deeprep::FeatureType type,
+                  int64_t num_classes) const {
+    if (pass_ != Pass::kOfTheShape) return pass_ == Pass::kChunks;
+    return deeprep::cuda::use_chunks(num_rows, num_columns, type, num_classes,
+                                     num_multiprocessors_);
+  }
   int64_t max_blocks(int) const { return max_blocks_; }
 
   // Each array ends where it ends: behind it is a gap that AddressSanitizer lets nobody touch.
@@ -84,6 +100,8 @@ class HostDevice {
   Executor executor_;
   int threads_per_block_;
   int64_t max_blocks_;
+  Pass pass_;
+  int64_t num_multiprocessors_;
 };
 
 // A device that writes down the launches instead of running them: as they would be on a GPU of so
@@ -101,6 +119,11 @@ class LaunchRecorder {
 
   static int threads_per_block() { return 256; }
   static int most_threads() { return 1024; }
+
+  bool use_chunks(int64_t num_rows, int64_t num_columns, deeprep::FeatureType type,
+                  int64_t num_classes) const {
+    return deeprep::cuda::use_chunks(num_rows, num_columns, type, num_classes, multiprocessors_);
+  }
   int64_t max_blocks(int threads) const { return 8 * multiprocessors_ * (2048 / threads); }
   static int64_t place(const char*, int64_t bytes) { return bytes; }
 

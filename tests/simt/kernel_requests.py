@@ -15,6 +15,7 @@ FEATURE_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  #
 LABEL_TYPES = [torch.int32, torch.int64]
 IGNORE_INDEX = -100
 CLASS_MOMENTS, SHIFT_ROWS, SQUARED_DISTANCES, PLAN, TABLES, RECORDED = range(6)
+OF_THE_SHAPE, SEGMENTS, CHUNKS = range(3)  # simt::Pass
 NO_BAD_LABEL = (-1, -1, -1)
 SEGMENT_ROWS = 1024  # csrc/moments.h
 
@@ -127,6 +128,8 @@ class Launch:
     seed: int = 0
     threads: int = 128
     max_blocks: int = 3
+    fused_pass: int = SEGMENTS
+    num_multiprocessors: int = 1  # where the pass is that of the shape
 
 
 LAUNCHES = st.builds(
@@ -134,6 +137,7 @@ LAUNCHES = st.builds(
     seed=st.integers(0, 2**32),
     threads=st.sampled_from([32, 64, 96, 128, 256]),
     max_blocks=st.sampled_from([1, 2, 3, 17, 1000]),
+    fused_pass=st.sampled_from([SEGMENTS, CHUNKS]),
 )
 # ThreadSanitizer's fibers are dear: smaller blocks, and never one alone, which cannot race.
 SMALL_LAUNCHES = st.builds(
@@ -141,6 +145,7 @@ SMALL_LAUNCHES = st.builds(
     seed=st.integers(0, 2**32),
     threads=st.sampled_from([32, 64, 128]),
     max_blocks=st.sampled_from([2, 3, 5]),
+    fused_pass=st.sampled_from([SEGMENTS, CHUNKS]),
 )
 
 
@@ -157,7 +162,8 @@ def run(runner, operation, dtype, shape, num_classes, *arrays, **given):
         *(*shape, num_classes, layout.row_stride, layout.column_stride),
         *(len(layout.elements), layout.first, layout.misaligned),
         *(given.get("ignore_index", IGNORE_INDEX), int(given.get("has_center", False))),
-        *(launch.seed, launch.threads, launch.max_blocks, given.get("missing_scratch", 0)),
+        *(launch.seed, launch.threads, launch.max_blocks),
+        *(launch.fused_pass, launch.num_multiprocessors, given.get("missing_scratch", 0)),
     ]
     return runner(header, *(np.asarray(array) for array in arrays))
 

@@ -16,12 +16,14 @@ struct Schedule {
   uint64_t seed = 0;
   int threads_per_block = 256;
   int64_t max_blocks = 64;
+  int64_t num_multiprocessors = 1;
 };
 Schedule schedule;
 
 // Each call has a schedule of its own.
 HostDevice next_device() {
-  return {schedule.seed++, schedule.threads_per_block, schedule.max_blocks};
+  return {schedule.seed++, schedule.threads_per_block, schedule.max_blocks, simt::Pass::kOfTheShape,
+          schedule.num_multiprocessors};
 }
 
 template <typename T>

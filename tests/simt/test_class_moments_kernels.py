@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_requests import (
     BUILDS,
+    CHUNKS,
     DATA,
     FEATURE_TYPES,
     IGNORE_INDEX,
@@ -26,6 +27,7 @@ from kernel_requests import (
     NO_BAD_LABEL,
     PLAN,
     SEGMENT_ROWS,
+    SEGMENTS,
     SHIFT_ROWS,
     SMALL_LAUNCHES,
     SQUARED_DISTANCES,
@@ -124,8 +126,12 @@ def test_every_type_and_team(kernel_runner, build, dtype, label_dtype, layout):
         labels = make_labels(rng, 90, 3, "some_ignored")
         features = make_features(rng, labels.numpy(), num_columns, 3, dtype, "outlier_first")
         state = prior_state(1, 3, num_columns)
-        launch = [Launch(seed=num_columns, threads=64, max_blocks=2)]
-        check_update(kernel_runner(build), features, labels.to(label_dtype), state, layout, launch)
+        launches = [
+            Launch(seed=num_columns, threads=64, max_blocks=2, fused_pass=fused_pass)
+            for fused_pass in (SEGMENTS, CHUNKS)
+        ]
+        labels = labels.to(label_dtype)
+        check_update(kernel_runner(build), features, labels, state, layout, launches)
 
 
 PLANS = {
@@ -147,7 +153,7 @@ ONE_GROUP = ("one group, several segments", "many classes", "a million classes")
 def test_plans(kernel_runner, name, has_state):
     num_rows, num_columns, num_classes, dtype, label_kind = PLANS[name]
     runner = kernel_runner("plain")
-    groups, group_rows, block_rows, _ = np.frombuffer(
+    groups, group_rows, block_rows, _, _ = np.frombuffer(
         run(runner, PLAN, dtype, (num_rows, num_columns), num_classes), np.int64
     )
     assert (groups > 1) == (name not in ONE_GROUP)
@@ -161,7 +167,10 @@ def test_plans(kernel_runner, name, has_state):
     state = zeros(num_classes, num_columns)
     if has_state:
         state = prior_state(1, num_classes, num_columns)
-    launches = [Launch(1, threads=256, max_blocks=20), Launch(2, threads=32, max_blocks=3)]
+    launches = [
+        Launch(1, threads=256, max_blocks=20, fused_pass=SEGMENTS),
+        Launch(2, threads=32, max_blocks=3, fused_pass=CHUNKS),
+    ]
     check_update(runner, features, labels, state, "contiguous", launches)
 
 
@@ -180,7 +189,10 @@ def test_what_is_not_a_number_is_the_same_nan_at_every_simd_level(kernel_runner,
             _core.set_simd_level(level)
             check_update(
                 *(kernel_runner("plain"), features, labels, state, "contiguous"),
-                [Launch(num_rows, threads=64, max_blocks=3)],
+                [
+                    Launch(num_rows, threads=64, max_blocks=3, fused_pass=fused_pass)
+                    for fused_pass in (SEGMENTS, CHUNKS)
+                ],
             )
 
 
@@ -195,7 +207,10 @@ def test_a_label_out_of_range_is_noted_and_nothing_is_written(kernel_runner, bui
     memory = lay_out(features, "contiguous")
     wrong = labels.clone()
     wrong[[77, 78, 150]] = torch.tensor([bad, -3, bad], dtype=labels.dtype)
-    for launch in (Launch(1, threads=32, max_blocks=5), Launch(2, threads=64, max_blocks=1)):
+    for launch in (
+        Launch(1, threads=32, max_blocks=5, fused_pass=SEGMENTS),
+        Launch(2, threads=64, max_blocks=1, fused_pass=CHUNKS),
+    ):
         got, noted = run_update(runner, features, wrong, state, memory, launch)
         assert noted == (77, bad, 1)
         assert_state(got, state)

@@ -328,7 +328,7 @@ def test_the_performance_model_knows_the_tiles_and_the_launches(kernel_runner, s
     constants = cuda_work.read_constants()
     work = cuda_work.cut_up(shape, torch_dtype(dtype).itemsize, constants)
     tiles = cuda_work.cut_into_tiles(shape, work, constants)
-    assert len(launches) == cuda_work.launches_of(shape, work, tiles, constants).total
+    assert len(launches) == cuda_work.launches_of(shape, work, tiles, constants, 132).total
     if tiles is not None:
         assert launches[0, 0] == tiles.count
         assert launches[0, 1] >= 32 * tiles.runs
