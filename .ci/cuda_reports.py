@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 FEATURE_TYPES = ("float32", "float64", "float16", "bfloat16")  # in the order of csrc/dispatch.h
 THREADS_PER_BLOCK = 256  # of StreamDevice, csrc/cuda/launch.cu
+# Of the kernels that are launched with other blocks, see csrc/cuda.
+BLOCK_THREADS = {"sum_segments": 64}
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,14 @@ class Resources:
     spill_loads: int
 
     @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return BLOCK_THREADS.get(self.kernel.split("<")[0], THREADS_PER_BLOCK)
+
+    @property
     def resident_warps(self) -> int:
-        """Warps that one multiprocessor holds at a time, in blocks of THREADS_PER_BLOCK."""
-        limits, warps = LIMITS[self.architecture], THREADS_PER_BLOCK // 32
+        """Warps that one multiprocessor holds at a time."""
+        limits, warps = LIMITS[self.architecture], self.threads // 32
         registers_per_warp = -(-self.registers * 32 // 256) * 256
         blocks = min(
             limits.blocks,
@@ -159,20 +166,23 @@ class Code:
         self.loops: list[Loop] = sorted(ends.items(), key=lambda loop: loop[1] - loop[0])
 
     def hot_loop(self, load: str) -> Loop:
-        """Return the innermost loop with most instructions that begin with `load`.
+        """Return the loop with most instructions that begin with `load`.
+
+        Only loops count that contain no other one with such instructions.
 
         Raises
         ------
         ValueError
             No loop contains one.
         """
+        loading = [loop for loop in self.loops if self.count(loop, load)]
         innermost = [
             (first, last)
-            for first, last in self.loops
-            if not any((a, b) != (first, last) and first <= a <= b <= last for a, b in self.loops)
+            for first, last in loading
+            if not any((a, b) != (first, last) and first <= a <= b <= last for a, b in loading)
         ]
         best = max(innermost, key=lambda loop: self.count(loop, load), default=None)
-        if best is None or not self.count(best, load):
+        if best is None:
             raise ValueError(f"no loop contains {load}")
         return best
 
@@ -246,15 +256,15 @@ def parse_sass(text: str) -> dict[str, Code]:
     return found
 
 
-def most_in_flight(code: Code, loop: Loop, load: str) -> int:
-    """Most loads of a loop of SASS that are issued before the first of them is needed."""
+def most_in_flight(code: Code, loop: Loop, load: str, size: int = 4) -> int:
+    """Most loads of a loop of SASS, of `size` registers, issued before the first is needed."""
     pattern = re.compile(load + r"\S* R(\d+)")
     waiting: set[int] = set()
     most = 0
     for i in range(loop[0], loop[1] + 1):
         instruction = code.instructions[i]
         touched = {int(register) for register in re.findall(r"\bR(\d+)", instruction)}
-        waiting = {first for first in waiting if touched.isdisjoint(range(first, first + 4))}
+        waiting = {first for first in waiting if touched.isdisjoint(range(first, first + size))}
         if issued := pattern.match(instruction):
             waiting.add(int(issued[1]))
             most = max(most, len(waiting))

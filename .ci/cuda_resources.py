@@ -24,7 +24,6 @@ from pathlib import Path
 
 from cuda_reports import (
     LIMITS,
-    THREADS_PER_BLOCK,
     Code,
     Resources,
     most_in_flight,
@@ -36,9 +35,8 @@ from cuda_reports import (
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/cuda/resources.md"
 SOURCE = "csrc/cuda/launch.cu"
-LEAST_LOADS = 8  # of 16 bytes that a thread has in flight in the fused pass
-HOT_KERNELS = re.compile(r"sum_segments<\w+, aligned>")
-FEATURE_LOAD_SASS = r"LDG\.E\.128"
+LEAST_LOADS = 8  # of four columns, 16 bytes at most, that a thread has in flight in a fused pass
+HOT_KERNELS = re.compile(r"(sum_segments|sum_chunks)<(\w+), aligned>")
 # float64 arithmetic, and the conversions from and to it
 _FLOAT64_SASS = r"D(ADD|MUL|FMA|SETP)|F2F\.F64|F2F\.F32\.F64|I2F\.F64|MUFU\.RCP64H"
 
@@ -163,13 +161,23 @@ def find_faults(compiled: Compiled) -> list[str]:
         if local:
             faults.append(f"{where}: {local} loads and stores of local memory in PTX")
         if HOT_KERNELS.fullmatch(kernel):
-            wide = r"ld\.global\.nc(\.\w+)*\.(v4\.[ubf]32|v2\.[ubf]64) "
+            lanes = r"v2\.[ubf]32" if load_bytes(kernel) == 8 else r"(v4\.[ubf]32|v2\.[ubf]64)"
+            wide = rf"ld\.global\.nc(\.\w+)*\.{lanes} "
             faults += _narrow_loads(f"{where}, PTX", code, r"ld\.global\.nc", wide)
     for kernel, code in (compiled.sass or {}).items():
         if HOT_KERNELS.fullmatch(kernel):
             where = f"{kernel} on {compiled.architecture}, SASS"
-            faults += _narrow_loads(where, code, r"LDG\.\S*CONSTANT", FEATURE_LOAD_SASS)
+            faults += _narrow_loads(where, code, r"LDG\.\S*CONSTANT", _load_sass(kernel))
     return faults
+
+
+def load_bytes(kernel: str) -> int:
+    """Bytes of a load of features: four columns, 16 at most."""
+    return 8 if "float16" in kernel else 16
+
+
+def _load_sass(kernel: str) -> str:
+    return rf"LDG\.E\.{8 * load_bytes(kernel)}\.CONSTANT"
 
 
 def _narrow_loads(where: str, code: Code, load: str, wide: str) -> list[str]:
@@ -181,7 +189,7 @@ def _narrow_loads(where: str, code: Code, load: str, wide: str) -> list[str]:
     if loads == wide_loads >= LEAST_LOADS:
         return []
     return [
-        f"{where}: {wide_loads} of {loads} loads of features in the hot loop are of 16 bytes, "
+        f"{where}: {wide_loads} of {loads} loads of features in the hot loop are of four columns, "
         f"expected all, and at least {LEAST_LOADS}"
     ]
 
@@ -198,8 +206,8 @@ def render(compiled: Sequence[Compiled], toolkit: str) -> str:
         "",
         f"Written by `make cuda-resources WRITE=1` with nvcc {toolkit}; `make cuda-resources`",
         "compares. Registers and bytes of stack and spills are of a thread, shared memory is of",
-        f"a block; occupancy is that of blocks of {THREADS_PER_BLOCK} threads, from the limits of",
-        "the architecture. CUB's kernels are left out.",
+        "a block; occupancy is that of its blocks, from the limits of the architecture. CUB's",
+        "kernels are left out.",
     ]
     for each in compiled:
         limits = LIMITS[each.architecture]
@@ -207,42 +215,69 @@ def render(compiled: Sequence[Compiled], toolkit: str) -> str:
             "",
             f"## {each.architecture}, {limits.warps} warps a multiprocessor",
             "",
-            "| kernel | registers | shared | stack | spilled | warps | occupancy |",
-            "|---|---:|---:|---:|---:|---:|---:|",
+            "| kernel | registers | shared | stack | spilled | threads | warps | occupancy |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         lines += [
             f"| `{r.kernel}` | {r.registers} | {r.shared} | {r.stack} "
-            f"| {r.spill_stores + r.spill_loads} | {r.resident_warps} | {r.occupancy:.1%} |"
+            f"| {r.spill_stores + r.spill_loads} | {r.threads} | {r.resident_warps} "
+            f"| {r.occupancy:.1%} |"
             for r in each.resources
         ]
-    loops = [row for each in compiled if each.sass is not None for row in _loop_rows(each)]
-    if loops:
+    with_sass = [each for each in compiled if each.sass is not None]
+    if with_sass:
         lines += [
             "",
             _LOOPS_TITLE,
             "",
             "From the SASS, along the path with most instructions. A round is one turn of the",
-            "loop, eight rows; chunk: what is executed besides once a chunk of up to 64 rows. In",
-            "flight: loads of 16 bytes that a thread issues before it needs the first, and what",
-            "that makes in a multiprocessor full of resident warps. Merge: instructions of a turn",
-            "in merge_segments, kAhead segments.",
+            "loop, eight rows; chunk: what is executed besides once a chunk of up to 64 rows.",
+            "Loads are of four columns, 16 bytes at most. In flight: loads that a thread issues",
+            "before it needs the first, and what that makes in a multiprocessor full of resident",
+            "warps. Merge: instructions of a turn in merge_segments, kAhead segments.",
             "",
             "| architecture | kernel | instructions a round | of them float64 "
-            "| loads of 16 bytes | instructions per 16 bytes | chunk | of them float64 "
+            "| loads of features | instructions per 16 bytes | chunk | of them float64 "
             "| in flight | warps | KiB | merge |",
             "|---|---|" + "---:|" * 10,
-            *loops,
+            *(row for each in with_sass for row in _loop_rows(each)),
+            "",
+            "## The blocks of `sum_chunks`, aligned",
+            "",
+            "Instructions of a thread for a chunk of up to 64 rows, without the rare second sum in",
+            "double: half of the threads leave out what closes the chunk. Merge: instructions of a",
+            "turn in merge_chunks, kChunksAhead chunks.",
+            "",
+            "| architecture | kernel | instructions | of them float64 | loads of features "
+            "| in flight | warps | KiB | merge |",
+            "|---|---|" + "---:|" * 7,
+            *(row for each in with_sass for row in _chunk_rows(each)),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _hot_kernels(compiled: Compiled, name: str) -> list[tuple[str, Code, int, int]]:
+    """Return the kernels of that name, their code, loads in flight and what that makes in KiB."""
+    rows = []
+    warps = {each.kernel: each.resident_warps for each in compiled.resources}
+    for kernel, code in sorted((compiled.sass or {}).items()):
+        match = HOT_KERNELS.fullmatch(kernel)
+        if match is None or match[1] != name:
+            continue
+        load = _load_sass(kernel)
+        flying = most_in_flight(code, code.hot_loop(load), load, load_bytes(kernel) // 4)
+        rows.append(
+            (kernel, code, flying, flying * load_bytes(kernel) * 32 * warps[kernel] // 1024)
+        )
+    return rows
 
 
 def _loop_rows(compiled: Compiled) -> list[str]:
     rows = []
     warps = {each.kernel: each.resident_warps for each in compiled.resources}
-    for kernel, code in sorted((compiled.sass or {}).items()):
-        if not HOT_KERNELS.fullmatch(kernel):
-            continue
-        hot = code.hot_loop(FEATURE_LOAD_SASS)
+    turn = _merge_turn(compiled, "merge_segments")
+    for kernel, code, flying, kib in _hot_kernels(compiled, "sum_segments"):
+        hot = code.hot_loop(_load_sass(kernel))
         around = [
             loop for loop in code.loops if loop != hot and loop[0] <= hot[0] <= hot[1] <= loop[1]
         ]
@@ -256,20 +291,39 @@ def _loop_rows(compiled: Compiled) -> list[str]:
         chunk, chunk64 = (
             code.count_executed(around[0], p, without=[hot, *inner]) for p in ("", _FLOAT64_SASS)
         )
-        loads = code.count_executed(hot, FEATURE_LOAD_SASS)
-        flying = most_in_flight(code, hot, FEATURE_LOAD_SASS)
-        kib = flying * 16 * 32 * warps[kernel] // 1024
-        turn = _merge_turn(compiled.sass["merge_segments"]) if compiled.sass else 0
+        loads = code.count_executed(hot, _load_sass(kernel))
+        per_16_bytes = round_ / (loads * load_bytes(kernel) / 16)
         rows.append(
             f"| {compiled.architecture} | `{kernel}` | {round_} | {round64} "
-            f"| {loads} | {round_ / loads:.1f} | {chunk} | {chunk64} | {flying} "
+            f"| {loads} | {per_16_bytes:.1f} | {chunk} | {chunk64} | {flying} "
             f"| {warps[kernel]} | {kib} | {turn} |"
         )
     return rows
 
 
-def _merge_turn(code: Code) -> int:
-    """Count what a turn of merge_segments executes: of its smallest loop that loads and adds."""
+def _chunk_rows(compiled: Compiled) -> list[str]:
+    rows = []
+    warps = {each.kernel: each.resident_warps for each in compiled.resources}
+    turn = _merge_turn(compiled, "merge_chunks")
+    for kernel, code, flying, kib in _hot_kernels(compiled, "sum_chunks"):
+        block = code.hot_loop(_load_sass(kernel))
+        rare = [
+            loop
+            for loop in code.loops
+            if block[0] < loop[0] <= loop[1] < block[1] and code.count(loop, "LDG")
+        ]
+        all_, all64 = (code.count_executed(block, p, without=rare) for p in ("", _FLOAT64_SASS))
+        loads = code.count_executed(block, _load_sass(kernel))
+        rows.append(
+            f"| {compiled.architecture} | `{kernel}` | {all_} | {all64} | {loads} | {flying} "
+            f"| {warps[kernel]} | {kib} | {turn} |"
+        )
+    return rows
+
+
+def _merge_turn(compiled: Compiled, kernel: str) -> int:
+    """Count what a turn of a merge executes: of its smallest loop that loads and adds."""
+    code = (compiled.sass or {})[kernel]
     turn = next(loop for loop in code.loops if code.count(loop, "LDG") and code.count(loop, "DADD"))
     return code.count_executed(turn, "")
 

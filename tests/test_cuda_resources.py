@@ -16,7 +16,7 @@ import cuda_resources  # noqa: E402
 import cuda_times  # noqa: E402
 import cuda_work  # noqa: E402
 
-HOT = "_ZN7deeprep4cuda12sum_segmentsILNS_11FeatureTypeE3ELb1EEEvNS0_5BatchEi"
+HOT = "_ZN7deeprep4cuda12sum_segmentsILNS_11FeatureTypeE0ELb1EEEvNS0_5BatchEi"
 CUB = "_ZN3cub17CUB_300001_SM_9006detail11EmptyKernelIvEEvv"
 
 PTXAS = f"""\
@@ -70,12 +70,12 @@ def compiled(ptxas=PTXAS, ptx=PTX, sass=None):
 def test_a_report_becomes_a_table_without_cubs_kernels():
     small, hot = cuda_reports.parse_ptxas(PTXAS)
     assert (small.kernel, small.registers, small.shared) == ("add_to_state", 38, 65536)
-    assert (hot.kernel, hot.registers) == ("sum_segments<bfloat16, aligned>", 128)
-    # 128 registers for 256 threads: two blocks of eight warps; 64 KiB of 228 KiB: three.
+    assert (hot.kernel, hot.registers) == ("sum_segments<float32, aligned>", 128)
+    # 128 registers for 64 threads: eight blocks of two warps; 64 KiB of 228 KiB: three of eight.
     assert (hot.resident_warps, hot.occupancy) == (16, 0.25)
     assert small.resident_warps == 24
     table = cuda_resources.render([compiled()], "13.0.88")
-    assert "| `sum_segments<bfloat16, aligned>` | 128 | 0 | 0 | 0 | 16 | 25.0% |" in table
+    assert "| `sum_segments<float32, aligned>` | 128 | 0 | 0 | 0 | 64 | 16 | 25.0% |" in table
     assert cuda_resources.find_faults(compiled()) == []
 
 
@@ -91,7 +91,7 @@ def test_spills_and_stack_are_faults(was, becomes, fault):
     head, cubs, ours = PTXAS.partition(f"Function properties for {HOT}")
     faults = cuda_resources.find_faults(compiled(head + cubs + ours.replace(was, becomes, 1)))
     assert len(faults) == 1
-    assert "sum_segments<bfloat16, aligned> on sm_90" in faults[0]
+    assert "sum_segments<float32, aligned> on sm_90" in faults[0]
     assert fault in faults[0]
 
 
@@ -137,7 +137,7 @@ def test_sass_is_counted_along_its_longest_path():
         "@P3 BRA 0x0",
         "EXIT",
     )
-    code = sass["sum_segments<bfloat16, aligned>"]
+    code = sass["sum_segments<float32, aligned>"]
     hot = code.hot_loop(r"LDG\.E\.128")
     assert hot == (1, 8)
     assert code.count_executed(hot, "") == 7
@@ -157,7 +157,7 @@ def test_a_difference_is_named():
     changed = made.replace("| 128 |", "| 96 |")
     lines = cuda_resources.differences(changed, made)
     assert [line[0] for line in lines] == ["-", "+"]
-    assert all("sum_segments<bfloat16, aligned>" in line for line in lines)
+    assert all("sum_segments<float32, aligned>" in line for line in lines)
 
 
 def test_reports_that_are_not_understood_raise():
@@ -177,7 +177,7 @@ def test_a_missing_nvcc_fails_loudly(monkeypatch, capsys):
 
 def test_the_committed_table_has_no_spills_and_the_model_follows_from_it():
     rows = [line.split("|") for line in cuda_resources.TABLE.read_text().splitlines()]
-    kernels = [row for row in rows if len(row) == 9 and row[1].strip().startswith("`")]
+    kernels = [row for row in rows if len(row) == 10 and row[1].strip().startswith("`")]
     assert len(kernels) % len(cuda_reports.LIMITS) == 0
     assert len(kernels) > 0
     assert {(row[4].strip(), row[5].strip()) for row in kernels} == {("0", "0")}
