@@ -77,6 +77,7 @@ inline Line<BFloat16> widen_columns<Line<BFloat16>>(const BFloat16* from) {
   Line<BFloat16> columns;
 #pragma GCC unroll 8
   for (int v = 0; v < Line<BFloat16>::kParts; v += 2) {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);  // the even column is the low half
     const BitsVector pairs = load<BitsVector>(from + v * kFloats);
     columns.part[v] = reinterpret_cast<FloatVector>(pairs << 16);
     columns.part[v + 1] = reinterpret_cast<FloatVector>(pairs & 0xffff0000u);

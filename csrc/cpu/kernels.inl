@@ -1,5 +1,6 @@
 // The kernels, compiled once per instruction set (kernels_generic.cpp, kernels_avx2.cpp,
-// kernels_avx512.cpp) inside the namespace of that set, with kVectorBytes its vector width.
+// kernels_avx512.cpp, kernels_neon.cpp) inside the namespace of that set, with kVectorBytes its
+// vector width.
 //
 // Nothing here may call an inline function with external linkage (std:: included): the linker is
 // free to keep the copy compiled for the widest instruction set.

@@ -23,6 +23,9 @@ std::vector<Level> runnable_levels() {
     levels.push_back({"avx512", &avx512::kKernels});
   }
 #endif
+#ifdef DEEPREP_ARM_KERNELS
+  levels.push_back({"neon", &neon::kKernels});
+#endif
   return levels;
 }
 

@@ -1,5 +1,5 @@
 // Which of the compiled instruction sets is in use: the best this machine has, or the one named by
-// the environment variable DEEPREP_SIMD (generic, avx2, avx512).
+// the environment variable DEEPREP_SIMD (generic, avx2, avx512, neon).
 #pragma once
 
 #include <string>

@@ -69,6 +69,8 @@ inline FloatVector widen_vector(const Half* from) {
   return reinterpret_cast<FloatVector>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(from)));
 #elif defined(__F16C__)
   return reinterpret_cast<FloatVector>(_mm256_cvtph_ps(load<__m128i>(from)));
+#elif defined(DEEPREP_NEON)
+  return reinterpret_cast<FloatVector>(vcvt_f32_f16(load<float16x4_t>(from)));
 #else
   typedef int32_t IntVector __attribute__((vector_size(kVectorBytes)));
   const BitsVector bits = widen_bits(from);
@@ -103,7 +105,7 @@ inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
 inline DoubleVector fma(DoubleVector a, DoubleVector b, DoubleVector c) {
   return reinterpret_cast<DoubleVector>(_mm256_fmadd_pd(a, b, c));
 }
-#elif defined(__ARM_FEATURE_FMA)
+#elif defined(DEEPREP_NEON)
 inline FloatVector fma(FloatVector a, FloatVector b, FloatVector c) {
   return reinterpret_cast<FloatVector>(vfmaq_f32(c, a, b));
 }
