@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "expect.h"
+#include "fused_multiply_add.h"
 #include "special_cases.h"
 
 namespace {
@@ -130,6 +131,7 @@ void check_large() {
 int main() {
   const std::pair<const char*, void (*)()> checks[] = {
       {"concurrent callers", check_concurrent_callers},
+      {"fused multiply-add", check_fused_multiply_add},
       {"float32", [] { check_type<Float32>("float32"); }},
       {"float64", [] { check_type<Float64>("float64"); }},
       {"float16", [] { check_type<Float16>("float16"); }},
