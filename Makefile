@@ -4,6 +4,9 @@
 # make bench     time the core against one read of the features and other libraries; files against
 #                reading them, probes against the bare model, and several processes
 # make sanitize  the core under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+# make neon      the core's test for 64-bit ARM, cross-compiled and run in an emulator, and what it
+#                computes compared bit for bit with this machine's; takes the Debian packages
+#                g++-aarch64-linux-gnu and qemu-user
 # make cuda-resources   compile the CUDA kernels for every architecture, no GPU needed, and compare
 #                       what they use with csrc/cuda/resources.md; WRITE=1 writes that table anew
 # make gpu-check        on a machine with a GPU: build, test, sanitize and time the CUDA kernels.
@@ -18,7 +21,7 @@ BIN := $(VENV)/bin
 BUILD_INPUTS := $(shell find csrc -type f -not -name '*.md') CMakeLists.txt setup.py pyproject.toml
 CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test lint bench sanitize sanitize-address sanitize-thread cuda-resources gpu-check clean
+.PHONY: demo test lint bench sanitize sanitize-address sanitize-thread neon neon-host neon-aarch64 cuda-resources gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deeprep.run --arch mlp
@@ -36,14 +39,35 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run
 
+CONFIGURE_CORE_TEST = $(BIN)/cmake -S . -B build/$@ -G Ninja \
+  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDEEPREP_BUILD_MODULE=OFF -DDEEPREP_BUILD_TESTS=ON \
+  -DDEEPREP_WERROR=$(or $(DEEPREP_WERROR),OFF)
+
 sanitize: sanitize-address sanitize-thread
 
 sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed-dev
-	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDEEPREP_SANITIZE=$* \
-	  -DDEEPREP_BUILD_MODULE=OFF -DDEEPREP_BUILD_TESTS=ON -DDEEPREP_WERROR=$(or $(DEEPREP_WERROR),OFF)
+	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDEEPREP_SANITIZE=$*
 	$(BIN)/cmake --build build/$@
 	build/$@/deeprep_core_test
+
+neon: neon-aarch64 neon-host
+	@grep '^bits' build/neon-host/output build/neon-aarch64/output
+	@test $$(sed -n 's/^bits \([0-9a-f]*\) .*/\1/p' build/neon-*/output | sort -u | wc -l) = 1 || \
+	  { echo "the bits on aarch64 are not this machine's"; exit 1; }
+
+neon-host: $(VENV)/.installed-dev
+	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DDEEPREP_CUDA=OFF
+	$(BIN)/cmake --build build/$@
+	build/$@/deeprep_core_test > build/$@/output
+
+neon-aarch64: $(VENV)/.installed-dev
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { echo "aarch64-linux-gnu-g++ or qemu-aarch64 is missing;" \
+	    "Debian: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }
+	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DDEEPREP_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	$(BIN)/cmake --build build/$@
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/$@/deeprep_core_test > build/$@/output
 
 cuda-resources: $(VENV)/.installed-dev
 	$(BIN)/python .ci/cuda_resources.py $(if $(WRITE),,--check)

@@ -12,6 +12,7 @@
 
 #include "expect.h"
 #include "fused_multiply_add.h"
+#include "same_bits.h"
 #include "special_cases.h"
 
 namespace {
@@ -150,7 +151,14 @@ int main() {
     std::printf("ok  %s\n", name);
     std::fflush(stdout);
   }
-  for (const std::string& level : available_simd_levels())
-    std::printf("at level %s\n", level.c_str());
+  // `make neon` compares these of two machines.
+  uint64_t first = 0;
+  for (const std::string& level : available_simd_levels()) {
+    expect(set_simd_level(level), "cannot choose level " + level);
+    const uint64_t hash = hash_of_updates();
+    if (first == 0) first = hash;
+    expect(hash == first, "other bits than at level " + available_simd_levels().front());
+    std::printf("bits %016llx at level %s\n", static_cast<unsigned long long>(hash), level.c_str());
+  }
   return 0;
 }
