@@ -31,7 +31,7 @@
 namespace deeprep {
 
 constexpr int64_t kChunkRows = 64;
-constexpr int64_t kGroupRows = 8;
+constexpr int kGroupRows = 8;
 
 // Columns are summed strip by strip, in trees that every vector width, and a warp, can follow
 // exactly. Octet o holds columns 8 o to 8 o + 7 of the strip. Neighbouring octets are added pair by

@@ -7,8 +7,6 @@
 
 namespace deeprep::cuda {
 
-constexpr int kGroupRows = 8;
-
 // Column of a strip's thread, counted from the first of all; how many of `width` from there on
 // exist.
 __device__ __forceinline__ int64_t column_of(int64_t strip, int offset) {
