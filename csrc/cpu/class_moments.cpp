@@ -1,10 +1,10 @@
 // class_moments on the CPU. plan.h says what is computed, and in which order; who does what is said
 // in one_group.cpp and several_groups.cpp.
 //
-// Long rows are visited in class order, so that a class's accumulators stay in the first-level cache:
-// a stable counting sort of a block's labels, then class by class. They are then scattered reads,
-// which small blocks keep within few pages; not smaller, since closing the chunks of K classes
-// costs K * d float64 updates a block. Short rows of few classes are visited as they come
+// Long rows are visited in class order, so that a class's accumulators stay in the first-level
+// cache: a stable counting sort of a block's labels, then class by class. They are then scattered
+// reads, which small blocks keep within few pages; not smaller, since closing the chunks of K
+// classes costs K * d float64 updates a block. Short rows of few classes are visited as they come
 // (row_order.h). Tried and slower, two threads:
 // - prefetching the next block in sequence: slower in 5 of 6 cells, by up to 1.6 x, one thread;
 // - one block a group: 1.07 x for d = 512, K = 100.

@@ -1,10 +1,10 @@
 // Dynamic scheduling of independent work items over short-lived threads.
 //
 // Threads are made per call instead of kept in a pool: a call small enough to notice runs on the
-// caller alone, and nothing survives to be inherited by a forked process. A pool whose thread sleeps
-// between calls was tried, since one that spins costs something when idle: to be woken takes as
-// long as to be made (two cores of a Zen 4; mean of 300 calls, thread made and pool: no work 24 and
-// 34 us; 50 us of work 57 and 58; 200 us 168 and 167; 1,000 us 566 and 554).
+// caller alone, and nothing survives to be inherited by a forked process. A pool whose thread
+// sleeps between calls was tried, since one that spins costs something when idle: to be woken takes
+// as long as to be made (two cores of a Zen 4; mean of 300 calls, thread made and pool: no work 24
+// and 34 us; 50 us of work 57 and 58; 200 us 168 and 167; 1,000 us 566 and 554).
 #pragma once
 
 #include <atomic>
