@@ -7,7 +7,17 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cuda_work import RADIX_BITS, Tiles, Work, cut_into_tiles, cut_up, launches_of
+from cuda_work import (
+    RADIX_BITS,
+    Tiles,
+    Work,
+    cut_into_tiles,
+    cut_up,
+    launches_of,
+    merges_by_class,
+    team_threads,
+    uses_chunks,
+)
 
 from benchmarks.shapes import DTypeName, Shape
 
@@ -44,22 +54,25 @@ COPY_SHARE = 0.9
 BUSY_LATENCY = 1.5
 LAUNCH_SECONDS, EARLY_LAUNCH_SECONDS = 2e-6, 1e-6
 SCHEDULERS = 4  # of a multiprocessor, an instruction each and cycle
-BLOCK_WARPS = 8  # of a thread block of the fused pass
+ADD_INSTRUCTIONS = 3  # of adding a strip's growth to that of a class
 TILE_BLOCKS = 2  # thread blocks of count_tiles and place_rows that share a multiprocessor
 L2_BYTES_PER_CYCLE = 64  # that one multiprocessor moves
 # Of the tables: cycles in which a warp counts and places 32 rows, and a thread block sums a number
 # of each thread; instructions of a slice that is walked.
 PLACE_CYCLES, BLOCK_SUM_CYCLES, WALK_INSTRUCTIONS = 250, 250, 15
 
-# Calibrated by the cycles below: the pace of a warp on its own, how bounds that are close to each
-# other add up, and what a thread block that sums a chunk does besides waiting for features.
+# Of the instructions of sum_chunks: those from its second barrier on, which close the chunk and
+# which half of the warps do; 0.53 to 0.57 in the SASS of sm_90.
+CLOSING_SHARE = 0.55
+
+# Calibrated by the cycles in cuda_calibration.py: the pace of a warp on its own, and how bounds
+# that are close to each other add up.
 CYCLES_PER_INSTRUCTION = 5.5
 OVERLAP = 1.25
-CHUNK_CYCLES = 2700
 
 
-class Loop(NamedTuple):
-    """Counts of one row of the hot loops in resources.md."""
+class SegmentLoop(NamedTuple):
+    """Counts of one row of the hot loops of sum_segments in resources.md."""
 
     round: int
     round_float64: int
@@ -67,15 +80,37 @@ class Loop(NamedTuple):
     chunk: int
     chunk_float64: int
     in_flight: int
+    warps: int  # of a multiprocessor at most
+    merge: int
+
+
+class ChunkBlock(NamedTuple):
+    """Counts of one row of the blocks of sum_chunks in resources.md."""
+
+    instructions: int
+    float64: int
+    loads: int
+    in_flight: int
     warps: int
     merge: int
+
+
+class Kernels(NamedTuple):
+    """What resources.md says of an architecture and an element type."""
+
+    segments: SegmentLoop
+    chunks: ChunkBlock
+    threads: dict[str, int]  # of a block of the kernel
+    warps: dict[str, int]  # of the kernel on a multiprocessor at most
 
 
 class Pass(NamedTuple):
     """The fused pass of a batch on a chip."""
 
+    kernel: str
     bounds: dict[str, float]  # seconds; latency besides the greatest of the others
     warps: float  # that have work
+    block_warps: int  # of a thread block
     resident: int  # warps of a multiprocessor at most
 
     @property
@@ -83,11 +118,11 @@ class Pass(NamedTuple):
         """Return the two that count, added as far as they do not overlap."""
         latency = self.bounds["latency"]
         other = max(seconds for name, seconds in self.bounds.items() if name != "latency")
-        return (latency**OVERLAP + other**OVERLAP) ** (1 / OVERLAP)
+        return math.pow(latency**OVERLAP + other**OVERLAP, 1 / OVERLAP)
 
     def at_work(self, chip: Chip) -> int:
         """Return how many multiprocessors have a block."""
-        return min(chip.multiprocessors, math.ceil(self.warps / BLOCK_WARPS))
+        return min(chip.multiprocessors, math.ceil(self.warps / self.block_warps))
 
     def resident_warps(self, chip: Chip) -> int:
         """Return the warps of a multiprocessor at work."""
@@ -102,6 +137,7 @@ class Prediction(NamedTuple):
     fused_pass: Pass
     merge: float
     launches: float
+    num_launches: int
 
     @property
     def fused(self) -> float:
@@ -131,17 +167,33 @@ class Prediction(NamedTuple):
         return max(times, key=lambda name: times[name])
 
 
-def read_loops(table: str) -> dict[tuple[str, str], Loop]:
-    """Return the hot loops of resources.md by architecture and element type."""
-    found = {}
+def read_kernels(table: str) -> dict[tuple[str, str], Kernels]:
+    """Return what resources.md says by architecture and element type."""
+    threads: dict[str, dict[str, int]] = {}
+    warps: dict[str, dict[str, int]] = {}
+    segments: dict[tuple[str, str], SegmentLoop] = {}
+    chunks: dict[tuple[str, str], ChunkBlock] = {}
+    architecture = ""
     for line in table.splitlines():
+        if heading := re.match(r"## (sm_\d+)", line):
+            architecture = heading[1]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if match := re.fullmatch(r"`sum_segments<(\w+), aligned>`", cells[1] if cells[1:] else ""):
-            numbers = [cells[i] for i in (2, 3, 4, 6, 7, 8, 9, 11)]
-            found[cells[0], match[1]] = Loop(*map(int, numbers))
-    if not found:
+        if len(cells) == 8 and cells[0].startswith("`"):
+            kernel = cells[0].strip("`")
+            threads.setdefault(architecture, {})[kernel] = int(cells[5])
+            warps.setdefault(architecture, {})[kernel] = int(cells[6])
+        elif match := re.fullmatch(r"`(sum_\w+)<(\w+), aligned>`", cells[1] if cells[1:] else ""):
+            if match[1] == "sum_segments":
+                numbers = [int(cells[i]) for i in (2, 3, 4, 6, 7, 8, 9, 11)]
+                segments[cells[0], match[2]] = SegmentLoop(*numbers)
+            else:
+                numbers = [int(cells[i]) for i in (2, 3, 4, 5, 6, 8)]
+                chunks[cells[0], match[2]] = ChunkBlock(*numbers)
+    if not segments or segments.keys() != chunks.keys():
         raise ValueError("resources.md has no hot loops: make cuda-resources WRITE=1")
-    return found
+    return {
+        key: Kernels(segments[key], chunks[key], threads[key[0]], warps[key[0]]) for key in segments
+    }
 
 
 # ------------------------------------------------------------------------ the parts of an update
@@ -163,101 +215,162 @@ def tables_seconds(
     threads = 32 * min(32, max(warps, tiles.runs if tiles.count == 1 else 1))
     a_pass = threads * constants["kKeysAThread"]
     wait = math.ceil(per_group / 8) * chip.l2_latency
-    walk = wait * math.ceil(slots / threads)
+    walk: float = wait * math.ceil(slots / threads)
     walk += slots / 32 * per_group * WALK_INSTRUCTIONS / SCHEDULERS
-    sums = (math.ceil(keys / a_pass) + math.ceil(slots / a_pass)) * BLOCK_SUM_CYCLES
+    sums: float = (math.ceil(keys / a_pass) + math.ceil(slots / a_pass)) * BLOCK_SUM_CYCLES
     rounds = math.ceil(tiles.rows / tiles.runs / 32)
     waits = math.ceil(rounds / constants["kRowsAhead"])
     a_tile = waits * (BUSY_LATENCY * chip.memory_latency + chip.l2_latency) + rounds * PLACE_CYCLES
-    moved = 12 * n / copy  # labels once, then they are in L2; row numbers
+    read = 12 * n / copy  # labels once, then they are in L2; row numbers
     if tiles.count == 1:
-        return moved + (a_tile + sums + 2 * walk) * cycle
+        return read + (a_tile + sums + 2 * walk) * cycle
     # One multiprocessor reads the counts of all tiles; each tile those before it in its block.
     counts = 4 * tiles.keys / L2_BYTES_PER_CYCLE
     sums += math.ceil(keys / a_pass) * chip.l2_latency + counts * tiles.count
     a_tile = 1.5 * a_tile + counts * (tiles.per_block - 1) / 2
     turns = math.ceil(tiles.count / (TILE_BLOCKS * chip.multiprocessors))
-    return moved + (turns * a_tile + sums + walk + wait) * cycle
+    return read + (turns * a_tile + sums + walk + wait) * cycle
 
 
 def sum_segments(
-    shape: Shape, dtype: DTypeName, work: Work, chip: Chip, loop: Loop, moments: float
+    shape: Shape, dtype: DTypeName, work: Work, chip: Chip, kernels: Kernels, moments: float
 ) -> Pass:
     """Teams that walk a segment on a strip each; moments: bytes of state or of waiting segments."""
-    n, d, k = shape.num_rows, shape.num_features, shape.num_classes
-    item = 4 if dtype == "float32" else 2
+    loop, team = kernels.segments, team_threads(shape.num_features)
     copy, cycle = COPY_SHARE * chip.bandwidth, 1e-9 / chip.gigahertz
-    vector = 16 // item
-    team_threads = min(32, 128 // vector, 2 ** math.ceil(math.log2(max(1, d / vector))))
-    warps = work.segments * work.strips * team_threads / 32
+    of_warps = work.strips * team / 32  # warp instructions for each of a segment
+    warps = work.segments * of_warps
     turns = work.rounds * loop.round + work.chunks * loop.chunk
     turns64 = work.rounds * loop.round_float64 + work.chunks * loop.chunk_float64
-    of_warps = work.strips * team_threads / 32  # warp instructions for each of a segment
+    # The segment, the slices of as many blocks as the team has threads, the first row numbers, and
+    # the state; later row numbers come a round ahead.
+    waits = 3.0
+    if work.blocks > 1:
+        waits += math.ceil(work.blocks * shape.num_classes / work.segments / team)
     chain = (
-        (2 + work.blocks * k / work.segments) * chip.l2_latency
-        + work.rounds * work.longest * (chip.l2_latency + BUSY_LATENCY * chip.memory_latency)
+        waits * chip.l2_latency
+        + work.rounds * work.longest * BUSY_LATENCY * chip.memory_latency
         + turns * work.longest * CYCLES_PER_INSTRUCTION
     )
     bounds = {
-        "memory": (shape.bytes(dtype) + 4 * n + moments) / copy,
+        "memory": (shape.bytes(dtype) + 4 * shape.num_rows + moments) / copy,
         "instructions": turns * of_warps / (chip.multiprocessors * SCHEDULERS) * cycle,
         "float64": turns64 * of_warps * 32 / (chip.multiprocessors * chip.float64_lanes) * cycle,
         "latency": chain * max(1.0, warps / (chip.multiprocessors * loop.warps)) * cycle,
     }
-    return Pass(bounds, warps, loop.warps)
+    block_warps = kernels.threads[f"sum_segments<{dtype}, aligned>"] // 32
+    return Pass("sum_segments", bounds, warps, block_warps, loop.warps)
 
 
-def sum_chunks(
-    shape: Shape, dtype: DTypeName, work: Work, chip: Chip, resident_blocks: int
-) -> Pass:
+def sum_chunks(shape: Shape, dtype: DTypeName, work: Work, chip: Chip, kernels: Kernels) -> Pass:
     """Thread blocks that sum a chunk on a strip each, all of its rows at once."""
+    block = kernels.chunks
+    block_warps = kernels.threads[f"sum_chunks<{dtype}, aligned>"] // 32
+    closing = CLOSING_SHARE * block.instructions
     copy, cycle = COPY_SHARE * chip.bandwidth, 1e-9 / chip.gigahertz
-    present = work.chunks * min(1.0, shape.num_features / 128)  # short rows share a block
-    blocks = present * work.strips
-    a_block = 3 * chip.l2_latency + BUSY_LATENCY * chip.memory_latency + CHUNK_CYCLES
+    blocks = work.chunks * work.strips * team_threads(shape.num_features) / 32  # short rows share
+    warps = blocks * block_warps
+    groups = work.rounds * blocks / work.chunks  # warps that have rows
+    issued = groups * (block.instructions - closing) + warps / 2 * closing
+    # Its bounds, its row numbers, the features; then the way of a thread that closes columns.
+    a_block = (
+        2 * chip.l2_latency
+        + BUSY_LATENCY * chip.memory_latency
+        + block.instructions * CYCLES_PER_INSTRUCTION
+    )
     moved = shape.bytes(dtype) + 4 * shape.num_rows + 8 * work.chunks * shape.num_features
     bounds = {
         "memory": moved / copy,
-        "latency": a_block * max(1.0, blocks / (chip.multiprocessors * resident_blocks)) * cycle,
+        "instructions": issued / (chip.multiprocessors * SCHEDULERS) * cycle,
+        "latency": a_block * max(1.0, warps / (chip.multiprocessors * block.warps)) * cycle,
     }
-    return Pass(bounds, blocks * BLOCK_WARPS, resident_blocks * BLOCK_WARPS)
+    return Pass("sum_chunks", bounds, warps, block_warps, block.warps)
+
+
+def merge_seconds(
+    shape: Shape,
+    work: Work,
+    chip: Chip,
+    kernels: Kernels,
+    constants: dict[str, int],
+    in_chunks: bool,
+) -> float:
+    """Return what comes after the fused pass: chunks, segments that wait, counts and sums."""
+    d, k = shape.num_features, shape.num_classes
+    copy, cycle = COPY_SHARE * chip.bandwidth, 1e-9 / chip.gigahertz
+    of_class = work.groups * work.class_segments
+    strip_warps = work.strips * team_threads(d) / 32
+
+    def waves(warps: float, kernel: str) -> float:
+        return max(1.0, warps / (chip.multiprocessors * kernels.warps[kernel]))
+
+    def chain(count: float, ahead: int, wait: float, turn: int) -> float:
+        return math.ceil(count / ahead) * wait + count / ahead * turn * CYCLES_PER_INSTRUCTION
+
+    # A class's growth, strip by strip, and its rows, segment by segment.
+    cycles = (math.ceil(work.strips / 32) + math.ceil(of_class / 4)) * chip.l2_latency
+    cycles += work.strips * ADD_INSTRUCTIONS * CYCLES_PER_INSTRUCTION
+    cycles *= waves(k, "add_to_state")
+    state = 16 * k * (1 - math.exp(-shape.num_rows / k)) * d
+    waiting = 8 * work.segments * d
+    moved = 0.0
+    if in_chunks:
+        moved += 8 * work.chunks * d + (waiting if of_class > 1 else state)
+        wait = BUSY_LATENCY * chip.memory_latency
+        a_segment = 3 * chip.l2_latency + chain(
+            *(work.chunks / work.segments, constants["kChunksAhead"], wait, kernels.chunks.merge)
+        )
+        if merges_by_class(shape, work, constants):
+            block_warps = constants["kMergeThreads"] // 32
+            used = min(block_warps, math.ceil(of_class * strip_warps))
+            turns = math.ceil(of_class * strip_warps / block_warps)
+            cycles += a_segment * turns * waves(k * used, "merge_class_chunks")
+        else:
+            cycles += a_segment * waves(work.segments * strip_warps, "merge_chunks")
+    if of_class > 1:
+        moved += waiting + state
+        a_class = chain(of_class, constants["kAhead"], 2 * chip.l2_latency, kernels.segments.merge)
+        cycles += a_class * waves(k * strip_warps, "merge_segments")
+    return max(moved / copy, cycles * cycle)
 
 
 def fused_pass(
-    shape: Shape, dtype: DTypeName, work: Work, chip: Chip, loop: Loop, moments: float
+    shape: Shape,
+    dtype: DTypeName,
+    work: Work,
+    chip: Chip,
+    kernels: Kernels,
+    in_chunks: bool,
 ) -> Pass:
-    """Follow the choice of launch_class_moments: always by segments."""
-    return sum_segments(shape, dtype, work, chip, loop, moments)
+    """Follow the choice of launch_class_moments."""
+    if in_chunks:
+        return sum_chunks(shape, dtype, work, chip, kernels)
+    # A state that no segment waits for is read and written by the fused pass itself.
+    if work.groups * work.class_segments > 1:
+        moments = 8 * work.segments * shape.num_features
+    else:
+        moments = 16 * work.segments * shape.num_features
+    return sum_segments(shape, dtype, work, chip, kernels, moments)
 
 
 def predict(
-    shape: Shape, dtype: DTypeName, chip: Chip, loop: Loop, constants: dict[str, int]
+    shape: Shape, dtype: DTypeName, chip: Chip, kernels: Kernels, constants: dict[str, int]
 ) -> Prediction:
     """Predict an update with shuffled labels."""
-    n, d, k = shape.num_rows, shape.num_features, shape.num_classes
     work = cut_up(shape, 4 if dtype == "float32" else 2, constants)
     tiles = cut_into_tiles(shape, work, constants)
-    copy, cycle = COPY_SHARE * chip.bandwidth, 1e-9 / chip.gigahertz
-    # A state that no segment waits for is read and written by the fused pass itself.
-    several = work.groups * work.class_segments > 1
-    present = k * (1 - math.exp(-n / k))
-    state, waiting = 16 * present * d, 8 * work.segments * d
-    fused = fused_pass(shape, dtype, work, chip, loop, waiting if several else state)
-    merge = 0.0
-    if several:
-        merges = math.ceil(work.groups * work.class_segments / constants["kAhead"])
-        turn = 2 * chip.l2_latency + CYCLES_PER_INSTRUCTION * loop.merge
-        merge = max((waiting + state) / copy, merges * turn * cycle)
     launches = launches_of(shape, work, tiles, constants, chip.multiprocessors)
+    in_chunks = tiles is not None and uses_chunks(shape, work, constants, chip.multiprocessors)
     cubs = 0
     if tiles is None:  # the histogram, the passes and a scan are the sort, two kernels the sum
-        cubs = 2 + math.ceil((work.blocks * k).bit_length() / RADIX_BITS) + 2
+        cubs = 2 + math.ceil((work.blocks * shape.num_classes).bit_length() / RADIX_BITS) + 2
     later = launches.total - 1 - (2 if cubs else 0)
     early = EARLY_LAUNCH_SECONDS if chip.launches_early else LAUNCH_SECONDS
     return Prediction(
-        shape.bytes(dtype) / copy,
-        tables_seconds(shape, work, tiles, chip, constants),
-        fused,
-        merge,
-        (1 + cubs) * LAUNCH_SECONDS + later * early,
+        features=shape.bytes(dtype) / (COPY_SHARE * chip.bandwidth),
+        tables=tables_seconds(shape, work, tiles, chip, constants),
+        fused_pass=fused_pass(shape, dtype, work, chip, kernels, in_chunks),
+        merge=merge_seconds(shape, work, chip, kernels, constants, in_chunks),
+        launches=(1 + cubs) * LAUNCH_SECONDS + later * early,
+        num_launches=launches.total,
     )

@@ -37,10 +37,14 @@ def expected(mean: float, value: Callable[[int], float]) -> float:
     return sum(math.exp(r * math.log(mean) - mean - math.lgamma(r + 1)) * value(r) for r in rows)
 
 
-def rounds_of(rows: int, chunk_rows: int) -> int:
-    """Turns in which a team loads that many rows: eights, then four, two and one."""
-    full, rest = divmod(rows, chunk_rows)
-    return full * (chunk_rows // 8) + rest // 8 + (rest % 8).bit_count()
+def rounds_of(rows: int) -> int:
+    """Turns in which a team loads that many rows of a slice, and groups that they are."""
+    return math.ceil(rows / 8)
+
+
+def team_threads(num_features: int) -> int:
+    """Threads that share a row of a strip, four columns each; follow team_size of strips.cuh."""
+    return min(32, 1 << (math.ceil(num_features / 4) - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def cut_up(shape: Shape, item_bytes: int, constants: dict[str, int]) -> Work:
         class_segments=class_segments,
         segments=k * groups * class_segments * present,
         chunks=k * blocks * expected(slice_rows, lambda rows: math.ceil(rows / chunk_rows)),
-        rounds=k * blocks * expected(slice_rows, lambda rows: rounds_of(rows, chunk_rows)),
+        rounds=k * blocks * expected(slice_rows, rounds_of),
     )
 
 
@@ -150,17 +154,24 @@ def _most_segments(shape: Shape, work: Work, constants: dict[str, int]) -> int:
     return min(n, shape.num_classes * work.groups) + n // constants["kSegmentRows"]
 
 
-def _team_threads(shape: Shape) -> int:
-    return min(32, 2 ** math.ceil(math.log2(max(1, shape.num_features / 4))))
-
-
 def uses_chunks(shape: Shape, work: Work, constants: dict[str, int], multiprocessors: int) -> bool:
     """Follow use_chunks of chunk_path.h."""
     n, k = shape.num_rows, shape.num_classes
     if k > constants["kMostChunkClasses"] or n < constants["kLeastChunkRows"] * k:
         return False
-    threads = _most_segments(shape, work, constants) * work.strips * _team_threads(shape)
+    threads = (
+        _most_segments(shape, work, constants) * work.strips * team_threads(shape.num_features)
+    )
     return threads < constants["kEnoughWarps"] * 32 * multiprocessors
+
+
+def merges_by_class(shape: Shape, work: Work, constants: dict[str, int]) -> bool:
+    """Follow launch_merge_chunks: whether merge_class_chunks does all of the merge."""
+    k = shape.num_classes
+    items = math.ceil(_most_segments(shape, work, constants) / k) * work.strips
+    wanted = math.ceil(items * team_threads(shape.num_features) / 32) * 32
+    few = wanted <= constants["kItemsATeam"] * constants["kMergeThreads"]
+    return few and k <= constants["kMaxMergeClasses"]
 
 
 def launches_of(
@@ -177,7 +188,5 @@ def launches_of(
     in_one = k <= constants["kMaxMergeClasses"] and work.strips <= constants["kMaxMergeStrips"]
     merge = 2 if merges and not in_one else 1
     if tiles is not None and uses_chunks(shape, work, constants, multiprocessors):
-        items = math.ceil(_most_segments(shape, work, constants) / k) * work.strips
-        few = items * _team_threads(shape) <= constants["kItemsATeam"] * constants["kMergeThreads"]
-        merge = 1 if few and k <= constants["kMaxMergeClasses"] else 1 + merge
+        merge = 1 if merges_by_class(shape, work, constants) else 1 + merge
     return Launches(tables, 1, merge)

@@ -191,7 +191,8 @@ def test_the_model_cuts_rows_up_as_the_plan_does():
     work = cuda_work.cut_up(cuda_model.Shape(2_000_000, 64, 10), 4, constants)
     assert (work.groups, work.blocks, work.strips, work.slice_rows) == (64, 3907, 1, 51.2)
     assert work.class_segments == 4
-    assert [cuda_work.rounds_of(rows, 64) for rows in (0, 1, 7, 8, 64, 67)] == [0, 1, 3, 1, 8, 10]
+    assert [cuda_work.rounds_of(rows) for rows in (0, 1, 7, 8, 64, 67)] == [0, 1, 1, 1, 8, 9]
+    assert [cuda_work.team_threads(d) for d in (1, 5, 64, 96, 768)] == [1, 2, 16, 32, 32]
 
 
 def test_the_model_repeats_the_cycles_that_were_simulated():
@@ -208,27 +209,32 @@ def test_the_model_repeats_the_cycles_that_were_simulated():
 
 
 def test_a_batch_that_leaves_multiprocessors_idle_says_so():
-    loops = cuda_times.read_loops(cuda_resources.TABLE.read_text())
+    kernels = cuda_times.read_kernels(cuda_resources.TABLE.read_text())
     constants = cuda_work.read_constants()
     chip = cuda_times.CHIPS[1]
-    few, many = (
+    idle, few, many = (
         cuda_times.predict(
-            cuda_model.Shape(4096, 512, k), "float32", chip, loops["sm_90", "float32"], constants
+            cuda_model.Shape(*shape), "float32", chip, kernels["sm_90", "float32"], constants
         ).fused_pass
-        for k in (10, 1000)
+        for shape in ((256, 512, 10), (4096, 512, 10), (4096, 512, 1000))
     )
-    assert (few.at_work(chip), few.resident_warps(chip)) == (5, 8)
-    assert many.at_work(chip) == chip.multiprocessors
+    assert [each.kernel for each in (idle, few, many)] == [
+        *("sum_segments", "sum_chunks", "sum_segments")
+    ]
+    assert (idle.at_work(chip), idle.resident_warps(chip)) == (20, 2)
+    assert (few.at_work(chip), many.at_work(chip)) == (132, 132)
 
 
 def test_more_bandwidth_never_makes_an_update_slower():
-    loops = cuda_times.read_loops(cuda_resources.TABLE.read_text())
+    kernels = cuda_times.read_kernels(cuda_resources.TABLE.read_text())
     constants = cuda_work.read_constants()
     for shape in cuda_model.GPU_SHAPES:
         for dtype in cuda_model.DTYPES:
             for chip in cuda_times.CHIPS:
-                loop = loops[chip.architecture, dtype]
-                found = cuda_times.predict(shape, dtype, chip, loop, constants)
+                of_chip = kernels[chip.architecture, dtype]
+                found = cuda_times.predict(shape, dtype, chip, of_chip, constants)
                 assert 0 < found.fraction < 1
                 fast = cuda_times.Chip(**{**vars(chip), "bandwidth": 2 * chip.bandwidth})
-                assert cuda_times.predict(shape, dtype, fast, loop, constants).total < found.total
+                assert (
+                    cuda_times.predict(shape, dtype, fast, of_chip, constants).total < found.total
+                )

@@ -318,8 +318,14 @@ def test_no_batch_of_few_classes_takes_more_than_six(
 EDGE_SHAPES = [Shape(*(int(number) for number in shape)) for shape in EDGES.values()]
 
 
+# Tables, chunks, segments and the state in as many kernels as there are.
+MOST_LAUNCHES = Shape(20_000, 4224, 40)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*GPU_SHAPES, *EDGE_SHAPES], ids=lambda shape: shape.name)
+@pytest.mark.parametrize(
+    "shape", [*GPU_SHAPES, *EDGE_SHAPES, MOST_LAUNCHES], ids=lambda shape: shape.name
+)
 def test_the_performance_model_knows_the_tiles_and_the_launches(kernel_runner, shape, dtype):
     launches = launches_of(
         *(kernel_runner("plain"), shape.num_rows, shape.num_features, shape.num_classes),
