@@ -51,14 +51,14 @@ sanitize-address sanitize-thread: sanitize-%: $(VENV)/.installed-dev
 	build/$@/deeprep_core_test
 
 neon: neon-aarch64 neon-host
-	@grep '^bits' build/neon-host/output build/neon-aarch64/output
+	@for name in neon-host neon-aarch64; do grep -H '^bits' build/$$name/output || exit 1; done
 	@test $$(sed -n 's/^bits \([0-9a-f]*\) .*/\1/p' build/neon-*/output | sort -u | wc -l) = 1 || \
 	  { echo "the bits on aarch64 are not this machine's"; exit 1; }
 
 neon-host: $(VENV)/.installed-dev
 	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DDEEPREP_CUDA=OFF
 	$(BIN)/cmake --build build/$@
-	build/$@/deeprep_core_test > build/$@/output
+	build/$@/deeprep_core_test > build/$@/output || { cat build/$@/output; exit 1; }
 
 neon-aarch64: $(VENV)/.installed-dev
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
@@ -67,7 +67,8 @@ neon-aarch64: $(VENV)/.installed-dev
 	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DDEEPREP_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	$(BIN)/cmake --build build/$@
-	qemu-aarch64 -L /usr/aarch64-linux-gnu build/$@/deeprep_core_test > build/$@/output
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/$@/deeprep_core_test > build/$@/output || \
+	  { cat build/$@/output; exit 1; }
 
 cuda-resources: $(VENV)/.installed-dev
 	$(BIN)/python .ci/cuda_resources.py $(if $(WRITE),,--check)

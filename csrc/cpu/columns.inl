@@ -3,28 +3,36 @@
 
 namespace {
 
+// The numbers of two vectors at the places given: Clang's name for it, and that of GCC before 12.
+#ifdef __clang__
+#define DEEPREP_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define DEEPREP_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a == b){__VA_ARGS__})
+#endif
+
 // The lower and the upper halves of two vectors, number by number in turn.
 template <typename Vector>
 inline Vector interleave_low(Vector a, Vector b) {
   if constexpr (sizeof(Vector) == 16) {
-    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    return DEEPREP_SHUFFLE(a, b, 0, 4, 1, 5);
   } else if constexpr (sizeof(Vector) == 32) {
-    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    return DEEPREP_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
   } else {
-    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return DEEPREP_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   }
 }
 template <typename Vector>
 inline Vector interleave_high(Vector a, Vector b) {
   if constexpr (sizeof(Vector) == 16) {
-    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    return DEEPREP_SHUFFLE(a, b, 2, 6, 3, 7);
   } else if constexpr (sizeof(Vector) == 32) {
-    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    return DEEPREP_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
   } else {
-    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                   31);
+    return DEEPREP_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   }
 }
+
+#undef DEEPREP_SHUFFLE
 
 // Some neighbouring columns of a row: kNumParts vectors, or one number.
 template <typename T, typename Part, int kNumParts>

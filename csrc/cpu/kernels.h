@@ -40,7 +40,9 @@ struct OpenChunk {
 };
 constexpr int64_t kOpenChunkSums = 3;
 // A line more than the columns take, so that arrays never lie a power of two apart.
-constexpr int64_t open_chunk_columns(int64_t num_columns) { return num_columns / 16 * 16 + 32; }
+static constexpr int64_t open_chunk_columns(int64_t num_columns) {
+  return num_columns / 16 * 16 + 32;
+}
 
 struct Kernels {
   // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for

@@ -90,9 +90,8 @@ SumsView<typename AccumulatorOf<T>::type> sums_of(const OpenChunk& chunk, int64_
 // in ten classes, 13.7 ns a row as it is and 20.4 in class order:
 // - reading the rows as they come, for the hardware prefetchers: 17.9, nothing runs beside the
 //   reads; the same interleaved with the sums: 34;
-// - adding row by row to sums of the class's group: 18.3 to 26, each row waits for the stores of
-// the
-//   one before.
+// - adding row by row to sums of the class's group: 18.3 to 26, each row waits for the last one's
+//   stores.
 template <typename T>
 int64_t give_rows(const RowsInOrder& rows, int64_t begin, int64_t end, OpenChunk* chunks) {
   constexpr int64_t kBytesAhead = 8192;

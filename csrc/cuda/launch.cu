@@ -87,15 +87,20 @@ class StreamDevice {
   }
 
  private:
+  // CUDA keeps the error too, until it is asked: CUB would take it for its own.
   void check(cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();
     if (error_ == cudaSuccess) error_ = error;
   }
 
   // Whether the code that runs on this device is compiled for waiting: an older architecture's,
   // which a build for that alone hands to a newer device, is not. Graphs take such launches from
-  // CUDA 12.3 on.
+  // CUDA 12.3 on, toolkit and driver.
   bool can_wait_for_previous_kernel() {
 #if CUDART_VERSION >= 12030
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver));
+    if (driver < 12030) return false;
     int major = 0;
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
     if (major < 9) return false;

@@ -12,7 +12,8 @@ using Stream = void*;  // a cudaStream_t
 // Toolkit and architectures that the kernels were compiled for.
 const char* build_description();
 
-// Bytes of scratch for an update; on the current device, whose sort decides where classes are many.
+// Bytes of scratch for an update on the current device: its multiprocessors decide where classes
+// are few, its sort where they are many.
 int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType type,
                               int64_t num_classes);
 
