@@ -185,8 +185,11 @@ def launches_of(
     k = shape.num_classes
     tables = 6 if tiles is None else 1 if tiles.count == 1 else 3
     merges = work.groups > 1 or shape.num_rows > constants["kSegmentRows"]
-    in_one = k <= constants["kMaxMergeClasses"] and work.strips <= constants["kMaxMergeStrips"]
+    in_chunks = tiles is not None and uses_chunks(shape, work, constants, multiprocessors)
+    in_one = k <= constants["kMaxMergeClasses"] and (
+        in_chunks or work.strips <= constants["kMaxMergeStrips"]
+    )
     merge = 2 if merges and not in_one else 1
-    if tiles is not None and uses_chunks(shape, work, constants, multiprocessors):
+    if in_chunks:
         merge = 1 if merges_by_class(shape, work, constants) else 1 + merge
     return Launches(tables, 1, merge)

@@ -33,7 +33,8 @@ namespace deeprep::cuda {
 constexpr int64_t kScratchAlignment = 256;
 
 // merge_classes: more classes than this keep more warps busy by a kernel that gives each a warp,
-// and more strips than this are too many for a thread block.
+// and more strips than this are many for a thread block: it takes them only where chunks have cost
+// a launch already.
 constexpr int64_t kMaxMergeClasses = 1024;
 constexpr int64_t kMaxMergeStrips = 32;
 
@@ -269,7 +270,7 @@ bool launch_merge_chunks(Device& device, const Batch& batch, int64_t max_segment
 
 // What is left after the fused pass: segments that wait, counts and sums of squares.
 template <typename Device>
-void launch_merge(Device& device, const Batch& batch) {
+void launch_merge(Device& device, const Batch& batch, bool in_chunks) {
   const int threads = device.threads_per_block();
   const int64_t num_classes = batch.state.num_classes;
   const int64_t num_strips = batch.plan.num_strips;
@@ -277,7 +278,8 @@ void launch_merge(Device& device, const Batch& batch) {
   // A class has two segments only if its rows lie in two groups, or if one of its segments was
   // closed, by kSegmentRows rows, and a row was left: more than kSegmentRows in all.
   const bool merges = batch.plan.num_groups > 1 || batch.features.num_rows > kSegmentRows;
-  if (merges && num_classes <= kMaxMergeClasses && num_strips <= kMaxMergeStrips) {
+  const bool in_one = in_chunks || num_strips <= kMaxMergeStrips;
+  if (merges && num_classes <= kMaxMergeClasses && in_one) {
     const int64_t wanted = ceil_div(num_strips * team, kWarpThreads) * kWarpThreads;
     const int of_a_class = static_cast<int>(std::min<int64_t>(wanted, threads));
     const int64_t blocks = std::min(num_classes, device.max_blocks(of_a_class));
@@ -320,7 +322,7 @@ Status launch_class_moments(Device& device, const Features& features, const Labe
     }
   });
   if (layout.in_chunks && launch_merge_chunks(device, batch, layout.max_segments)) return {};
-  launch_merge(device, batch);
+  launch_merge(device, batch, layout.in_chunks);
   return {};
 }
 

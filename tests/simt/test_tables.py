@@ -336,5 +336,6 @@ def test_the_performance_model_knows_the_tiles_and_the_launches(kernel_runner, s
     tiles = cuda_work.cut_into_tiles(shape, work, constants)
     assert len(launches) == cuda_work.launches_of(shape, work, tiles, constants, 132).total
     if tiles is not None:
+        assert len(launches) <= 6
         assert launches[0, 0] == tiles.count
         assert launches[0, 1] >= 32 * tiles.runs
