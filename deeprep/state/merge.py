@@ -29,7 +29,7 @@ def merge_in_order(
         (d, d), where given: gets what the distances of the means add, see `merge_steps`.
     """
     num_classes, width = target.means.shape
-    # Products want many rows at a time; and torch may sum up a single row in another order.
+    # Products want many rows at a time; and on CUDA torch may sum up a single row in another order.
     step = num_classes if pooled_scatter is not None else max(2, _BLOCK_ENTRIES // width)
     begin = 0
     while begin < num_classes:
@@ -59,10 +59,21 @@ def merge_steps(
     steps = []
     if pooled_scatter is not None:
         steps += pooled.merge_term_steps(deltas, weights, pooled_scatter, at_most=at_most)
-    growth = other.sumsq + weights * deltas.square().sum(dim=1)
+    growth = other.sumsq + weights * _row_sums(deltas.square())
     return [
         *steps,
         partial(Tensor.add_, sumsq, growth),
         partial(Tensor.add_, means, deltas.mul_(share.unsqueeze(1))),
         partial(Tensor.add_, counts, other.counts),
     ]
+
+
+def _row_sums(rows: Tensor) -> Tensor:
+    """Return the sums (n,) of rows (n, d); on the CPU each has the same bits whatever n is.
+
+    Of a single row of more than 2^15 numbers, torch sums up a piece in each thread; of several
+    rows, each is summed up by one thread.
+    """
+    if len(rows) == 1:
+        return rows.expand(2, -1).sum(dim=1)[:1]
+    return rows.sum(dim=1)

@@ -328,6 +328,22 @@ def test_counts_means_and_sumsq_change_with_the_state(full):
     assert int(counts.sum()) == 400
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_merged_class_has_the_same_bits_alone_and_among_others(num_threads, restore_threads):
+    """Ranks merge shares of the classes: these must not depend on how many are in a share."""
+    features = torch.randn(8, 40_000, dtype=torch.float64)
+    labels = torch.arange(8) % 4
+    torch.set_num_threads(1)
+    expected = class_scatter(features[:4], labels[:4], 4)
+    expected.merge(class_scatter(features[4:], labels[4:], 4))
+    torch.set_num_threads(num_threads)
+    for k in range(4):
+        alone = class_scatter(features[k : k + 1], torch.tensor([0]), 1)
+        alone.merge(class_scatter(features[k + 4 : k + 5], torch.tensor([0]), 1))
+        assert torch.equal(alone.means, expected.means[k : k + 1])
+        assert torch.equal(alone.sumsq, expected.sumsq[k : k + 1])
+
+
 def test_states_that_do_not_fit_cannot_be_merged():
     with pytest.raises(ValueError, match=r"other.num_features is 3, expected 2"):
         ClassScatter(2, 2).merge(ClassScatter(2, 3))
