@@ -64,10 +64,14 @@ def scatter_in_parts(
 
     Raises
     ------
+    ValueError
+        Where the group cannot move tensors on the CPU.
     OtherRankError
         Where another process has failed.
     """
     rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+    if ranks is not None:
+        ranks.transport("cpu")  # of the states: refused here rather than when all is read
 
     def check() -> tuple[LabelledFiles, LabelRange]:
         files = open_files()

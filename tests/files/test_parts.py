@@ -18,6 +18,7 @@ from torch import distributed
 
 import deeprep
 from deeprep import ClassScatter, RankLostError, class_scatter_of_files
+from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import Alarm, OtherRankError
 from deeprep.cli import main
 from deeprep.files import parts
@@ -188,6 +189,13 @@ def test_no_rows(folder, tmp_path):
 
 
 # ---------------------------------------------------------------- many processes
+
+
+def test_a_group_that_cannot_move_states_is_refused_before_files_are_opened(folder, monkeypatch):
+    monkeypatch.setattr(Ranks, "_backends", lambda ranks: {"cuda": "nccl"})
+    monkeypatch.setattr(Ranks, "of", lambda *arguments: Ranks("a test", None, 1, 2))
+    with pytest.raises(ValueError, match="a state is on cpu, expected cuda, which is what the"):
+        scatter(folder / "nowhere", all_reduce=True)
 
 
 def check_bits(rank, size, folder):
