@@ -74,6 +74,7 @@ def merge_shares(
     with ranks.messages(tag) as post:
         buckets = _buckets(states, ranks)
         memory = deque([torch.empty(0, dtype=torch.float64, device=place) for _ in range(2)])
+        place = memory[0].device  # of "cuda", which one
         arriving: deque[_Arriving] = deque()
         leaving: deque[_Leaving] = deque()
 
@@ -246,7 +247,7 @@ def _packet(rows: Sequence[Moments], memory: Tensor) -> _Packet:
 def _ready(rows: list[Moments], place: torch.device, *, fill: bool = True) -> _Packet:
     """Return rows as a packet on `place`: as they lie, or a copy, filled if not to be received."""
     if _is_one_long(rows) and all(
-        tensor.device.type == place.type and tensor.is_contiguous() for tensor in rows[0]
+        tensor.device == place and tensor.is_contiguous() for tensor in rows[0]
     ):
         return _Packet(list(rows[0]), rows)
     packet = _packet(rows, torch.empty(_size(rows), dtype=torch.float64, device=place))

@@ -10,10 +10,12 @@ import pytest
 import torch
 from rank_checks import cuts, join, run_checks
 from torch import distributed
+from torch._subclasses import FakeTensorMode
 
 from deeprep import ClassScatter, class_scatter
 from deeprep.base.ranks import RankLostError
 from deeprep.state import agreement, all_reduce_layers, collectives, exchange, merge
+from deeprep.state.moments import Moments
 
 NUM_CLASSES, WIDTH = 5, 7
 
@@ -295,6 +297,15 @@ def test_every_rank_ends_with_the_whole(run_ranks, size):
     checks = [check for check in CHECKS if size > 1 or check not in NEED_OTHERS]
     exit_codes, failures = run_ranks(run_checks, size, checks)
     assert exit_codes == [0] * size, failures.get(timeout=5)
+
+
+def test_long_rows_of_another_gpu_are_copied():
+    """A group moves tensors of the current one alone."""
+    with FakeTensorMode():
+        rows = [Moments.zeros(1, exchange._LONG_ENTRIES, "cuda:1")]
+        assert exchange._ready(rows, torch.device("cuda:1")).rows is rows
+        packet = exchange._ready(rows, torch.device("cuda:0"))
+    assert [tensor.device for tensor in packet.tensors] == [torch.device("cuda:0")] * 3
 
 
 def _die(*arguments, **options):
