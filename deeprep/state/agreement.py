@@ -232,8 +232,15 @@ def _together(gathered: Sequence[Mapping[str, Found]], ranks: Ranks, name: str) 
         if len(kinds) > 1:
             listed = ", ".join(f"{kind} on {_name(where)}" for kind, where in kinds.items())
             raise ValueError(f"{called} is {listed}, expected the same on every rank")
-        for device_type in sorted({state.device_type for state in states.values()}):
-            ranks.transport(device_type)
+        device_types: dict[str, list[int]] = {}
+        for rank, state in states.items():
+            device_types.setdefault(state.device_type, []).append(rank)
+        # gloo moves those of a GPU over the host; NCCL cannot receive what gloo sends.
+        if len({ranks.transport(device_type) for device_type in sorted(device_types)}) > 1:
+            listed = ", ".join(
+                f"on {kind} on {_name(where)}" for kind, where in device_types.items()
+            )
+            raise ValueError(f"{called} is {listed}, expected one type of device on every rank")
         unit_roundoff = max(state.unit_roundoff for state in states.values())
         agreed[layer] = next(iter(states.values()))._replace(unit_roundoff=unit_roundoff)
     return agreed

@@ -38,8 +38,8 @@ def all_reduce_layers(
     ------
     ValueError
         In every process, where states of a layer differ in shape, `full` or ignore_index between
-        ranks, where the state of any holds an error, or where the group cannot move tensors of
-        their device; all are untouched.
+        ranks, where the state of any holds an error, where the group cannot move tensors of their
+        device, or moves those of one rank by gloo and of another by NCCL; all are untouched.
     RankLostError
         Where a process dies or does not answer within the timeout of the group. States are
         untouched if it never came; else whatever reads them raises a RuntimeError, until `reset`

@@ -13,7 +13,7 @@ from torch import distributed
 from torch._subclasses import FakeTensorMode
 
 from deeprep import ClassScatter, class_scatter
-from deeprep.base.ranks import RankLostError
+from deeprep.base.ranks import RankLostError, Ranks
 from deeprep.state import agreement, all_reduce_layers, collectives, exchange, merge
 from deeprep.state.moments import Moments
 
@@ -297,6 +297,22 @@ def test_every_rank_ends_with_the_whole(run_ranks, size):
     checks = [check for check in CHECKS if size > 1 or check not in NEED_OTHERS]
     exit_codes, failures = run_ranks(run_checks, size, checks)
     assert exit_codes == [0] * size, failures.get(timeout=5)
+
+
+def test_a_layer_on_devices_of_different_backends_is_refused(monkeypatch):
+    """With gloo and NCCL, one rank would send by the one what others receive by the other."""
+    ranks = Ranks("a test", None, 0, 3)
+    state = agreement.Found.of(ClassScatter(2, 3))
+    gathered = [{"fc": state}, {"fc": state._replace(device_type="cuda")}, {"fc": state}]
+    monkeypatch.setattr(Ranks, "_backends", lambda ranks: {"cpu": "gloo", "cuda": "nccl"})
+    expected = (
+        "layer 'fc' is on cpu on ranks 0, 2, on cuda on rank 1, expected one type of device on "
+        "every rank"
+    )
+    messages = [agreement._written(theirs) for theirs in gathered]
+    assert agreement._read(agreement._answer(messages, ranks, "layer {!r}"))[0] == expected
+    monkeypatch.setattr(Ranks, "_backends", lambda ranks: {"cpu": "gloo", "cuda": "gloo"})
+    assert list(agreement._together(gathered, ranks, "layer {!r}")) == ["fc"]
 
 
 def test_long_rows_of_another_gpu_are_copied():
