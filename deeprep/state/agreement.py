@@ -31,6 +31,8 @@ _MESSAGE_ENTRIES = 1 << 13
 # The first numbers of a message: bytes of what is told (-1 where it does not fit), numbers of the
 # states that follow it (-1 where they do not fit), and the tag of the messages to come.
 _START = 3
+# Characters of an exception that are told, which fit a message.
+_TOLD_CHARACTERS = 2000
 
 
 class Found(NamedTuple):
@@ -85,6 +87,12 @@ class Found(NamedTuple):
             device=self.device_type,
             ignore_index=self.ignore_index,
         )
+
+
+class _Failure(NamedTuple):
+    """What is told of an exception of rank 0."""
+
+    text: str
 
 
 class Whole(NamedTuple):
@@ -147,7 +155,11 @@ def agree(
     message = _written(own, states)
 
     def answer(messages: list[Tensor]) -> Tensor:
-        return _answer([each.cpu() for each in messages], ranks, name).to(ranks.any_device)
+        try:
+            reply = _answer([each.cpu() for each in messages], ranks, name)
+        except Exception as failure:  # of any kind: the others must not wait for this process
+            reply = _written(_Failure(f"{type(failure).__name__}: {failure}"[:_TOLD_CHARACTERS]))
+        return reply.to(ranks.any_device)
 
     reply = ranks.consult(message.to(ranks.any_device), answer, joined).cpu()
     told, numbers = _read(reply)
@@ -159,6 +171,8 @@ def agree(
             error = disagreement
     elif isinstance(told, str):
         error = ValueError(told)
+    elif isinstance(told, _Failure):
+        error = RuntimeError(f"{ranks.call}: rank 0 has failed to merge the states ({told.text})")
     if error is not None:
         refused()
         for layer, scatter in scatters.items():
@@ -197,15 +211,16 @@ def _answer(messages: Sequence[Tensor], ranks: Ranks, name: str) -> Tensor:
 
 
 def _merged(found: Found, layer: str, parts: Sequence[Mapping[str, Whole]]) -> Whole:
-    """Return the merged states of a layer, on the device of those of rank 0."""
+    """Return the merged states of a layer, on the device of rank 0's, or the CPU if it has none."""
+    place = found.device_type if layer in parts[0] else "cpu"
     wholes = []
     for part in parts:
         whole = part.get(layer)
         if whole is None:
             whole = next(_split(torch.zeros(found.num_entries, dtype=torch.float64), {"": found}))
-        moments = Moments(*(tensor.to(found.device_type) for tensor in whole.moments))
+        moments = Moments(*(tensor.to(place) for tensor in whole.moments))
         scatter = whole.pooled_scatter
-        wholes.append(Whole(moments, None if scatter is None else scatter.to(found.device_type)))
+        wholes.append(Whole(moments, None if scatter is None else scatter.to(place)))
     merged, *others = wholes
     for other in others:
         if merged.pooled_scatter is not None and other.pooled_scatter is not None:

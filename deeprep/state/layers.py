@@ -40,6 +40,9 @@ def all_reduce_layers(
         In every process, where states of a layer differ in shape, `full` or ignore_index between
         ranks, where the state of any holds an error, where the group cannot move tensors of their
         device, or moves those of one rank by gloo and of another by NCCL; all are untouched.
+    RuntimeError
+        In every process, where the first cannot merge small states, for want of memory for
+        instance; all are untouched.
     RankLostError
         Where a process dies or does not answer within the timeout of the group. States are
         untouched if it never came; else whatever reads them raises a RuntimeError, until `reset`

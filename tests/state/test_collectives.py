@@ -256,6 +256,24 @@ def check_disagreement(rank, size):
         ClassScatter(2, 2, full=rank == 0).all_reduce()
 
 
+def check_an_exception_of_rank_0(rank, size):
+    """All ranks raise it, their states are untouched, and the group is of use afterwards."""
+    s = share_of(make_data(), size, rank)
+    untouched = s.state_dict()
+
+    def fail(*arguments):
+        raise MemoryError("none left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "merge_in_order", fail)
+        expected = r"^all_reduce: rank 0 has failed to merge the states \(MemoryError: none left\)"
+        with pytest.raises(RuntimeError, match=expected):
+            s.all_reduce()
+    assert torch.equal(s.means, untouched["means"])
+    s.all_reduce()
+    assert_same_bits(s, merge_in_order(make_data(), size))
+
+
 def check_group_without_this_process(rank, size):
     group = distributed.new_group([0])
     s = share_of(make_data(), size, rank)
@@ -279,6 +297,7 @@ CHECKS = [
     check_fewer_classes_than_ranks,
     check_number_of_messages,
     check_disagreement,
+    check_an_exception_of_rank_0,
     check_group_without_this_process,
 ]
 
@@ -287,6 +306,7 @@ NEED_OTHERS = (
     check_layers,
     check_number_of_messages,
     check_disagreement,
+    check_an_exception_of_rank_0,
     check_group_without_this_process,
 )
 
@@ -313,6 +333,16 @@ def test_a_layer_on_devices_of_different_backends_is_refused(monkeypatch):
     assert agreement._read(agreement._answer(messages, ranks, "layer {!r}"))[0] == expected
     monkeypatch.setattr(Ranks, "_backends", lambda ranks: {"cpu": "gloo", "cuda": "gloo"})
     assert list(agreement._together(gathered, ranks, "layer {!r}")) == ["fc"]
+
+
+def test_a_layer_that_rank_0_lacks_is_merged_on_the_cpu():
+    """Rank 0 may have no such device."""
+    state = class_scatter(torch.eye(2), torch.arange(2))
+    whole = agreement.Whole(state._moments, None)
+    found = agreement.Found.of(state)._replace(device_type="meta")
+    merged = agreement._merged(found, "fc", [{}, {"fc": whole}])
+    assert merged.moments.means.device.type == "cpu"
+    assert torch.equal(merged.moments.means, state.means)
 
 
 def test_long_rows_of_another_gpu_are_copied():
