@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from deeprep.base.ranks import Ranks
+from deeprep.base.torchrun import together
 from deeprep.metrics import class_means, undefined
 from deeprep.metrics.classifier import LinearProbe, check_ridge, solve
 from deeprep.metrics.collapse import (
@@ -260,6 +261,8 @@ class ShardedClassScatter:
         ------
         ValueError
             Without ``full=True``.
+        OtherRankError
+            Where another process fails to compute its part.
         """
         pooled = self.pooled_scatter
         kept = min(self.num_samples, self.share.num_features)
@@ -268,9 +271,13 @@ class ShardedClassScatter:
         rows = self.share.means * self.share.counts.double().sqrt_().unsqueeze(1)
         second_moment = self._total(rows.T @ rows).add_(pooled)
         sigma = torch.empty_like(pooled[0], device=self._place)
-        if self._ranks.rank == 0:
-            noise = noise_of_scatter(pooled, self.share.unit_roundoff, second_moment)
-            sigma.copy_(roots_of_moment(second_moment, noise))
+
+        def find() -> None:
+            if self._ranks.rank == 0:
+                noise = noise_of_scatter(pooled, self.share.unit_roundoff, second_moment)
+                sigma.copy_(roots_of_moment(second_moment, noise))
+
+        together(self._ranks, find)
         with self._ranks.watch():
             distributed.broadcast(sigma, group=self._ranks.group, group_src=0)
         return sigma.to(pooled.device)[:kept]
@@ -287,6 +294,8 @@ class ShardedClassScatter:
             Below two classes with samples.
         ValueError
             Without ``full=True``.
+        OtherRankError
+            Where another process fails to compute its part.
         """
         self._require_two_classes("nc1")
         within = self.within
@@ -296,10 +305,13 @@ class ShardedClassScatter:
             self.share, self._present, self.global_mean, self._rounding
         )
         factor = self._factor_of_all(centered)
-        found = None
-        if factor is not None:
-            found = nc1_of_means(factor, sum(self._sizes), within, self._rounding)
-        value: float | None = self._ranks.gather(found)[0]
+
+        def find() -> float | None:
+            if factor is None:
+                return None
+            return nc1_of_means(factor, sum(self._sizes), within, self._rounding)
+
+        value: float | None = self._ranks.gather(together(self._ranks, find))[0]
         return undefined.ratio(self.trace_within, 0.0, "nc1") if value is None else value
 
     def probe(self, ridge: float = 0.0) -> LinearProbe:
@@ -331,17 +343,27 @@ class ShardedClassScatter:
     def _factor_of_all(self, rows: Tensor) -> Tensor | None:
         """Return on rank 0 a factor R (., d) of the rows of all ranks, R'R = sum of rows' rows."""
         width = rows.shape[1]
-        factor = _factor(rows)
+        factor = together(self._ranks, lambda: _factor(rows))
+        failure: Exception | None = None
         with self._ranks.messages(_FACTOR_TAG) as post:
             if self._ranks.rank > 0:
                 post([(0, factor.to(self._place).contiguous())], []).wait()
-                return None
-            for rank in range(1, self._ranks.size):
+            for rank in range(1, self._ranks.size if self._ranks.rank == 0 else 0):
                 shape = (min(self._sizes[rank], width), width)
                 theirs = torch.empty(shape, dtype=torch.float64, device=self._place)
                 post([], [(rank, theirs)]).wait()
-                factor = _factor(torch.cat([factor, theirs.to(factor.device)]))
-        return factor
+                try:
+                    if failure is None:
+                        factor = _factor(torch.cat([factor, theirs.to(factor.device)]))
+                except Exception as error:  # the others are told when they have sent theirs
+                    failure = error
+
+        def whole() -> Tensor | None:
+            if failure is not None:
+                raise failure
+            return factor if self._ranks.rank == 0 else None
+
+        return together(self._ranks, whole)
 
     def _total(self, part: Tensor) -> Tensor:
         """Return the sum of the parts of all processes, on the device of the state."""

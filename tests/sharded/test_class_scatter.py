@@ -10,6 +10,7 @@ from rank_checks import cuts, run_checks
 
 import deeprep
 from deeprep import ClassScatter, class_scatter
+from deeprep.base.torchrun import OtherRankError
 from deeprep.sharded import reduce_scatter
 from deeprep.state import exchange
 
@@ -109,6 +110,40 @@ def check_shards_that_are_not_ordinary(rank, size):
         assert math.isnan(reduce_scatter(s).compression())
 
 
+def check_errors_of_the_first_process(rank, size):
+    """The others raise too, rather than wait for it, and the group is of use afterwards."""
+    generator = torch.Generator().manual_seed(rank)
+    features = torch.randn(100, 5, generator=generator, dtype=torch.float64)
+    sharded = reduce_scatter(class_scatter(features, torch.arange(100) % 23, 23, full=True))
+    module = deeprep.sharded.class_scatter
+    expected = (sharded.nc1(), sharded.singular_values().tolist())
+    calls = []
+
+    def fail(*arguments):
+        if rank == 0:
+            raise MemoryError("none left")
+
+    def fail_later(rows):
+        calls.append(rows)
+        return factor(rows) if len(calls) == 1 else fail()
+
+    factor = module._factor
+    for name, failing, ask in (
+        ("roots_of_moment", fail, sharded.singular_values),
+        ("nc1_of_means", fail, sharded.nc1),
+        ("_factor", fail, sharded.nc1),
+        ("_factor", fail_later, sharded.nc1),
+    ):
+        if failing is fail_later and size == 1:
+            continue
+        kind, message = (MemoryError, "none left") if rank == 0 else (OtherRankError, "rank 0: ")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, failing)
+            with pytest.raises(kind, match=message):
+                ask()
+    assert (sharded.nc1(), sharded.singular_values().tolist()) == expected
+
+
 def check_full_shards(rank, size):
     """More classes than features, and fewer; the bucket of a message does not matter."""
     generator = torch.Generator().manual_seed(5)
@@ -170,7 +205,7 @@ def check_full_shards_that_are_not_ordinary(rank, size):
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_rank_gets_the_numbers_of_the_whole(run_ranks, size):
     """Cases share processes, because starting these takes longer than all of them."""
-    checks = [check_shards, check_full_shards]
+    checks = [check_shards, check_full_shards, check_errors_of_the_first_process]
     if size > 1:
         checks += [check_shards_that_are_not_ordinary, check_full_shards_that_are_not_ordinary]
     exit_codes, failures = run_ranks(run_checks, size, checks)
