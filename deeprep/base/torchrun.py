@@ -123,9 +123,10 @@ class Alarm:
         self._asked = time.monotonic()
 
     def ring(self) -> None:
-        """Tell the others."""
+        """Tell the others, where they can be told: it never hides why this process has failed."""
         if self._store is not None:
-            self._store.set(self._key, "failed")
+            with suppress(Exception):
+                self._store.set(self._key, "failed")
 
     def rings(self) -> bool:
         """Whether another process has failed; asks twice a second at most."""
