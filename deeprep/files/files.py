@@ -74,7 +74,7 @@ def class_scatter_of_files(
         merged in one order: the bits are the same for any number of processes, and where there is
         one part, of files up to 64 MiB say, those of a single process without `parts`.
     group
-        A torch.distributed group; default: all processes.
+        With `all_reduce`, a torch.distributed group; default: all processes.
     parts
         A directory for the states of the parts that are finished, on a disk of each machine or on a
         shared one. If a process dies, a further call with the same files and settings, by any
@@ -89,7 +89,8 @@ def class_scatter_of_files(
     FileNotFoundError
         Where a source is nowhere or matches no file.
     ValueError, TypeError
-        On files, shapes, dtypes or labels that do not fit, naming the file.
+        On files, shapes, dtypes or labels that do not fit, naming the file; for a `group` without
+        `all_reduce`.
     OSError
         Where a file or a store cannot be read.
     ImportError
@@ -121,6 +122,8 @@ def class_scatter_of_files(
     validate.check_positive("batch_bytes", batch_bytes)
     if num_classes is not None:
         validate.check_num_classes(num_classes)
+    if group is not None and not all_reduce:
+        raise ValueError("group is given with all_reduce=False, expected all_reduce=True")
 
     def empty_state(num_classes: int, num_features: int) -> ClassScatter:
         return _empty_state(num_classes, num_features, full, ignore_index)

@@ -369,3 +369,8 @@ def test_settings_out_of_range_are_refused(tmp_path):
         class_scatter_of_files(x, y, batch_bytes=0)
     with pytest.raises(ValueError, match="num_classes is 0, expected a whole number >= 1"):
         deeprep.class_scatter_of_files(x, y, 0)
+
+
+def test_a_group_without_all_reduce_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"group is given with all_reduce=False, expected"):
+        class_scatter_of_files(tmp_path / "x.npy", tmp_path / "y.npy", group=object())
