@@ -204,6 +204,8 @@ def errors_of_store(url: str) -> Iterator[None]:
     """Have whatever a store raises, each with classes of its own, name the URL."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         if url in str(error) and isinstance(error, OSError | ValueError):
             raise

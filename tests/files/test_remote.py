@@ -187,6 +187,11 @@ def test_a_store_that_fails_is_named(memory, monkeypatch):
         class_scatter_of_files(f"{memory}/x-0.npy", f"{memory}/y.npy")
 
 
+def test_memory_that_a_store_lacks_is_no_error_of_the_store():
+    with pytest.raises(MemoryError), sources.errors_of_store("s3://b/x.npy"):
+        raise MemoryError
+
+
 def test_libraries_that_are_missing_are_named(monkeypatch):
     with pytest.raises(ValueError, match=r"features is what://x\.npy: Protocol not known: what"):
         class_scatter_of_files("what://x.npy", "y.npy")
