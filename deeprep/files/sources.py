@@ -122,9 +122,11 @@ def _in_store(store: Any, path: str) -> tuple[list[dict[str, Any]], str]:
     # Of a web page it cannot be known whether it is a directory but by loading it.
     if suffix_of(path) in SUFFIXES and not _MAGIC.search(path):
         try:
-            return [{**store.info(path), "name": path}], ""
+            about = store.info(path)
         except FileNotFoundError:
             return [], "does not exist"
+        if about.get("type") != "directory":  # as Spark writes, named x.parquet
+            return [{**about, "name": path}], ""
     if _MAGIC.search(path):
         return list(store.glob(path, detail=True).values()), "matches no file"
     try:

@@ -130,6 +130,18 @@ def test_a_directory_in_a_bucket(memory):
     assert s.means[:, 0].tolist() == list(range(12))
 
 
+def test_a_directory_named_as_a_file(memory, folder):
+    """As Spark writes them."""
+    store = fsspec.filesystem("memory")
+    for i in range(3):
+        content = (folder / f"rows-{i}.parquet").read_bytes()
+        store.pipe(f"/bucket/all.parquet/part-{i}.parquet", content)
+    store.pipe("/bucket/all.parquet/_SUCCESS", b"")
+    source = f"{memory}/all.parquet"
+    found = class_scatter_of_files(f"{source}:x", f"{source}:y")
+    same_bits(found, class_scatter_of_files(f"{memory}/rows-*.parquet", f"{memory}/y.npy"))
+
+
 def test_a_download_that_is_cut_short_is_named(folder):
     with serving(folder, CutShort) as url, pytest.raises((OSError, ValueError)) as caught:
         class_scatter_of_files(f"{url}/x-0.npy", folder / "both-0.safetensors")
