@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import Alarm, together
@@ -79,12 +80,16 @@ def scatter_in_parts(
         return files, files.label_range(rows * rank // size, rows * (rank + 1) // size)
 
     files, found = together(ranks, check)
-    everywhere = [found] if ranks is None else ranks.gather(found)
+    everywhere = [found]
+    if ranks is not None:
+        gathered = ranks.gather((found, _described(files)))
+        everywhere = [each for each, _ in gathered]
+        _require_alike([described for _, described in gathered])
     whole = LabelRange(min(each.low for each in everywhere), max(each.high for each in everywhere))
     classes = together(ranks, lambda: files.checked_num_classes(num_classes, whole))
     width = files.features.num_columns
 
-    def start() -> tuple[list[Block], Finished]:
+    def start() -> tuple[list[Block], Finished, dict[str, int | bool]]:
         state = empty_state(classes, width)
         settings = {
             **{"num_classes": classes, "full": state.full, "batch_bytes": batch_bytes},
@@ -92,9 +97,13 @@ def scatter_in_parts(
         }
         state_bytes = 8 * (classes * width + (width * width if state.full else 0))
         parts = cut(files.features, state_bytes)
-        return parts, Finished(len(parts), directory, fingerprint(files.arrays, settings))
+        key = fingerprint(files.arrays, settings)
+        return parts, Finished(len(parts), directory, key), settings
 
-    parts, finished = together(ranks, start)
+    parts, finished, settings = together(ranks, start)
+    if ranks is not None:
+        # Parquet files of as many rows may have other groups of rows, and so be cut elsewhere.
+        _require_alike(ranks.gather({**settings, "part": parts}))
     if finished.has_others and rank == 0:
         warn(
             f"{directory} holds states of other files or settings, which are "
@@ -112,6 +121,35 @@ def scatter_in_parts(
     if ranks is not None:
         broadcast_state(state, ranks, owners[min(owners)])
     return state
+
+
+def _described(files: LabelledFiles) -> dict[str, Any]:
+    """What all processes must find; not when files were written, which differs between disks."""
+    described: dict[str, Any] = {}
+    for name, array in zip(("features", "labels"), files.arrays, strict=True):
+        described[f"number of rows of {name}"] = array.num_rows
+        described[f"number of columns of {name}"] = array.num_columns
+        described[f"dtype of {name}"] = str(array.dtype).removeprefix("torch.")
+        described[f"number of files of {name}"] = len(array.shards)
+        described[f"number of rows of {name} in file"] = [s.shape[0] for s in array.shards]
+    return described
+
+
+def _require_alike(everywhere: list[dict[str, Any]]) -> None:
+    """Raise, in all processes, where one has found something else than the first."""
+    for rank, described in enumerate(everywhere):
+        for what, expected in everywhere[0].items():
+            found = described[what]
+            if found == expected:
+                continue
+            if isinstance(expected, list):
+                pairs = list(zip(found, expected, strict=False))
+                differing = [i for i, (one, other) in enumerate(pairs) if one != other]
+                if differing:
+                    what, (found, expected) = f"{what} {differing[0]}", pairs[differing[0]]
+                else:
+                    what, found, expected = f"number of {what}s", len(found), len(expected)
+            raise ValueError(f"{what} is {found} on rank {rank}, expected {expected} as on rank 0")
 
 
 class _Stopped(Exception):  # noqa: N818 - no error of this process
@@ -201,6 +239,8 @@ def _whole(
     while (0, num_parts) not in owners:
         pairs = {halves(stretch, num_parts) for stretch in owners}
         ready = [(left, right) for left, right in pairs if left in owners and right in owners]
+        if not ready:
+            raise RuntimeError(f"parts are {sorted(owners)}, expected all of {num_parts}")
         # Pairs of processes 0 and 1, 2 and 3, ... at the same time, then 1 and 2, ...
         for left, right in sorted(ready, key=lambda pair: (owners[pair[0]] % 2, pair)):
             into, source = owners.pop(left), owners.pop(right)

@@ -249,6 +249,32 @@ def check_a_bad_label(rank, size, folder):
         class_scatter_of_files(f"{folder}/x-*.npy", folder / "bad.npy", all_reduce=True)
 
 
+def check_other_files(rank, size, folder):
+    own = folder / f"own-{rank}"
+    own.mkdir()
+    x = np.ones((120, 3), np.float32)
+    for cuts, labels, message in (
+        ([30, 60, 90], 120, None),
+        ([30, 60] if rank else [30, 60, 90], 120, r"number of files of features is 3 on rank 1"),
+        ([30, 62, 90] if rank else [30, 60, 90], 120, r"features in file 1 is 32 on rank 1, .* 30"),
+        ([30, 60, 90], 118 if rank else 120, r"number of rows of features is 118 on rank 1, .*120"),
+    ):
+        for path in own.iterdir():
+            path.unlink()
+        for i, part in enumerate(np.split(x[:labels], cuts)):
+            np.save(own / f"x-{i}.npy", part)
+        np.save(own / "y.npy", np.arange(labels) % 2)
+        if message is None:
+            assert scatter(own, all_reduce=True).num_samples == 120
+            continue
+        with pytest.raises(ValueError, match=f"{message}.* as on rank 0"):
+            scatter(own, all_reduce=True)
+    with pytest.raises(ValueError, match="num_classes is 3 on rank 1, expected 2 as on rank 0"):
+        class_scatter_of_files(
+            folder / "own-0" / "x-*.npy", folder / "own-0" / "y.npy", 2 + rank, all_reduce=True
+        )
+
+
 def check_a_lost_process(rank, size, folder, parts="parts"):
     """Of the last one, killed after some parts, the finished ones stay."""
     take_in = LabelledFiles.take_in
@@ -294,6 +320,11 @@ def test_any_number_of_processes_gets_the_bits_of_one(run_ranks, folder, size):
     checks = [check_bits, check_a_bad_label] if size > 1 else [check_bits]
     exit_codes, failures = run_ranks(_in_group, size, folder, checks)
     assert exit_codes == [0] * size, failures.get(timeout=5)
+
+
+def test_processes_that_see_other_files_say_so(run_ranks, folder):
+    exit_codes, failures = run_ranks(_in_group, 2, folder, [check_other_files])
+    assert exit_codes == [0, 0], failures.get(timeout=5)
 
 
 def test_an_error_of_one_process_ends_all_and_the_rest_is_read_later(
