@@ -97,7 +97,7 @@ def scatter_in_parts(
         }
         state_bytes = 8 * (classes * width + (width * width if state.full else 0))
         parts = cut(files.features, state_bytes)
-        key = fingerprint(files.arrays, settings)
+        key = fingerprint(files.arrays, parts, settings)
         return parts, Finished(len(parts), directory, key), settings
 
     parts, finished, settings = together(ranks, start)

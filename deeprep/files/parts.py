@@ -67,16 +67,24 @@ def cut(array: Array, state_bytes: int) -> list[Block]:
 def halves(stretch: Stretch, num_parts: int) -> tuple[Stretch, Stretch]:
     """Return the two halves, in order, of which a stretch that is not the whole is one.
 
+    Raises
+    ------
+    ValueError
+        For a stretch that is none of the tree, or the whole.
+
+    Examples
+    --------
     >>> halves((4, 5), 7), halves((4, 6), 7), halves((0, 4), 7)
     (((4, 5), (5, 6)), ((4, 6), (6, 7)), ((0, 4), (4, 7)))
     """
     first, stop = 0, num_parts
-    while True:
+    while first <= stretch[0] < stretch[1] <= stop and stop - first > 1:
         middle = first + (1 << ((stop - first - 1).bit_length() - 1))
         left, right = (first, middle), (middle, stop)
         if stretch in (left, right):
             return left, right
         first, stop = left if stretch[1] <= middle else right
+    raise ValueError(f"parts are {stretch}, expected a half in the tree of {num_parts}")
 
 
 def shares(parts: Sequence[Block], missing: Sequence[int], size: int) -> list[list[int]]:
@@ -95,14 +103,20 @@ def shares(parts: Sequence[Block], missing: Sequence[int], size: int) -> list[li
     return dealt
 
 
-def fingerprint(arrays: Iterable[Array], settings: dict[str, int | bool]) -> str:
-    """Return what states of parts share if and only if they are of the same files and settings."""
+def fingerprint(
+    arrays: Iterable[Array], parts: Sequence[Block], settings: dict[str, int | bool]
+) -> str:
+    """Return what states of parts share if and only if they are of the same files and settings.
+
+    The names of shards are without the queries of their URLs: a signature may be renewed, and the
+    file is still the same.
+    """
     files = [
         [shard.name, list(shard.shape), shard.dtype, shard.version]
         for array in arrays
         for shard in array.shards
     ]
-    text = strict_json.dumps({"files": files, **settings}, sort_keys=True)
+    text = strict_json.dumps({"files": files, "parts": parts, **settings}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16, usedforsecurity=False).hexdigest()
 
 

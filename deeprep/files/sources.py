@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from deeprep.base.paths import natural_order
 from deeprep.files.arrays import Argument
 
-__all__ = ["Found", "errors_of_store", "find", "find_local", "library"]
+__all__ = ["Found", "errors_of_store", "find", "find_local", "library", "without_query"]
 
 NPY, SAFETENSORS, PARQUET = ".npy", ".safetensors", ".parquet"
 SUFFIXES = (NPY, SAFETENSORS, PARQUET)
 _NAMED = re.compile(rf"(?P<path>.*?({re.escape(SAFETENSORS)}|{re.escape(PARQUET)})):(?P<name>.*)")
+_QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
 _MAGIC = re.compile(r"[*\[]")  # not "?", after which a URL may have a query
 _NOTHING_IN_IT = "is a directory without .npy, .safetensors or .parquet files"
 _EXPECTED = "a .npy, a .safetensors or a .parquet file"
@@ -49,11 +50,10 @@ class Found(NamedTuple):
     about: Sequence[dict[str, Any]] = ()
 
     def url(self, index: int) -> str:
-        """Name a file for messages."""
+        """Name a file, without the query of its URL, for messages and for resuming."""
         if self.store is None:
             return self.paths[index]
-        url: str = self.store.unstrip_protocol(self.paths[index])
-        return url
+        return without_query(self.store.unstrip_protocol(self.paths[index]))
 
     @property
     def suffix(self) -> str:
@@ -182,6 +182,15 @@ def suffix_of(path: str) -> str:
     ('.npy', '.npy')
     """
     return os.path.splitext(urlsplit(path).path if "://" in path else path)[1]
+
+
+def without_query(text: str) -> str:
+    """Return text with the queries of URLs in it, which may hold a signature, left out.
+
+    >>> without_query("https://host/x.npy?signature=3e1 cannot be read"), without_query("a?b.npy")
+    ('https://host/x.npy cannot be read', 'a?b.npy')
+    """
+    return _QUERY.sub(r"\1", text)
 
 
 def library(name: str, what_for: str, extra: str) -> Any:

@@ -22,6 +22,7 @@ from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import Alarm, OtherRankError
 from deeprep.cli import main
 from deeprep.files import parts
+from deeprep.files.arrays import Array, Shard
 from deeprep.files.labelled import LabelledFiles
 from deeprep.files.opened import open_array
 
@@ -179,6 +180,18 @@ def test_states_of_other_files_or_settings_are_left_alone(folder, tmp_path):
     (directory / f".{kept.stem}.partial.safetensors").write_bytes(b"half")
     parts.remove_parts(directory)
     assert [path.name for path in directory.iterdir()] == ["notes.txt"]
+
+
+def test_states_of_other_cuts_have_another_name():
+    arrays = [Array("features", [Shard("x.npy", (4, 2), "<f4", 0, "1")])]
+    one, other = (parts.fingerprint(arrays, [(0, i), (i, 4)], {}) for i in (1, 2))
+    assert one != other
+
+
+@pytest.mark.parametrize("stretch", [(1, 3), (0, 7), (0, 9), (5, 5), (-1, 2)])
+def test_a_stretch_that_is_not_in_the_tree_has_no_halves(stretch):
+    with pytest.raises(ValueError, match="expected a half in the tree of 7"):
+        parts.halves(stretch, 7)
 
 
 def test_no_rows(folder, tmp_path):
