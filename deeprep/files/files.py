@@ -48,7 +48,8 @@ def class_scatter_of_files(
         ``file.safetensors:name`` where it holds several arrays of two axes; a .parquet file,
         ``file.parquet:column`` where it has several columns of lists, ``file.parquet:glob`` for
         columns of numbers side by side; a directory or a glob of such files, in natural order; or a
-        URL of any of these. A .npy of JAX's bfloat16, which NumPy stores as two-byte void, is read
+        URL of any of these, where the name follows a query: ``https://host/file.parquet?key:column``.
+        A .npy of JAX's bfloat16, which NumPy stores as two-byte void, is read
         as bfloat16. Parquet needs ``deeprep[parquet]``, URLs ``deeprep[remote]`` and the library of
         their store, such as s3fs for s3://.
     labels

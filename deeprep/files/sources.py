@@ -23,6 +23,11 @@ __all__ = ["Found", "errors_of_store", "find", "find_local", "library", "without
 NPY, SAFETENSORS, PARQUET = ".npy", ".safetensors", ".parquet"
 SUFFIXES = (NPY, SAFETENSORS, PARQUET)
 _NAMED = re.compile(rf"(?P<path>.*?({re.escape(SAFETENSORS)}|{re.escape(PARQUET)})):(?P<name>.*)")
+# Of a query, which may hold colons: no other than the last, and only before what can be a name.
+_NAMED_AFTER_QUERY = re.compile(
+    rf"(?P<path>\w+://[^?]*({re.escape(SAFETENSORS)}|{re.escape(PARQUET)})\?.*)"
+    r":(?P<name>[^\W\d][\w.*?\[\]-]*|[*?\[][\w.*?\[\]-]*)"
+)
 _QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
 _MAGIC = re.compile(r"[*\[]")  # not "?", after which a URL may have a query
 _NOTHING_IN_IT = "is a directory without .npy, .safetensors or .parquet files"
@@ -123,19 +128,27 @@ def _in_store(store: Any, path: str) -> tuple[list[dict[str, Any]], str]:
     if suffix_of(path) in SUFFIXES and not _MAGIC.search(path):
         try:
             about = store.info(path)
-        except FileNotFoundError:
-            return [], "does not exist"
+        except FileNotFoundError as error:
+            return [], _why_missing(error)
         if about.get("type") != "directory":  # as Spark writes, named x.parquet
             return [{**about, "name": path}], ""
     if _MAGIC.search(path):
         return list(store.glob(path, detail=True).values()), "matches no file"
     try:
         entries = {entry["name"]: entry for entry in store.ls(path, detail=True)}
-    except FileNotFoundError:
-        return [], "does not exist"
+    except FileNotFoundError as error:
+        return [], _why_missing(error)
     if path in entries:
         return [entries[path]], ""
     return [entries[name] for name in _readable(list(entries))], _NOTHING_IN_IT
+
+
+def _why_missing(error: FileNotFoundError) -> str:
+    """Say why a store has not found a path: fsspec's error is the same where access is denied."""
+    cause = error.__cause__
+    if cause is None or getattr(cause, "status", 404) == 404:  # of a web server
+        return "does not exist"
+    return f"cannot be found or read: {without_query(str(cause))}"
 
 
 def _checked(
@@ -162,8 +175,12 @@ def _split(source: str) -> tuple[str, str | None]:
     ('s3://bucket/x.parquet', 'embedding')
     >>> _split("x.npy")
     ('x.npy', None)
+    >>> _split("https://host/x.parquet?expires=12:30:embedding")
+    ('https://host/x.parquet?expires=12:30', 'embedding')
+    >>> _split("https://host/x.parquet?expires=12:30")
+    ('https://host/x.parquet?expires=12:30', None)
     """
-    match = _NAMED.fullmatch(source)
+    match = _NAMED_AFTER_QUERY.fullmatch(source) or _NAMED.fullmatch(source)
     return (match["path"], match["name"]) if match else (source, None)
 
 

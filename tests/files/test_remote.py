@@ -131,6 +131,28 @@ def test_a_directory_in_a_bucket(memory):
     assert s.means[:, 0].tolist() == list(range(12))
 
 
+@pytest.mark.parametrize("name", ["both-0.safetensors", "rows-0.parquet"])
+def test_a_name_follows_a_query_which_may_hold_colons(folder, name):
+    local = class_scatter_of_files(folder / name, f"{folder / name}:y")
+    with serving(folder) as url:
+        source = f"{url}/{name}?expires=12:30"
+        same_bits(class_scatter_of_files(f"{source}:x", f"{source}:y"), local)
+
+
+def test_a_server_that_denies_access_is_not_said_to_lack_the_file(folder):
+    class Denying(Ranges):
+        def do_GET(self):  # noqa: N802
+            self.send_error(403)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with serving(folder, Denying) as url, pytest.raises(FileNotFoundError) as caught:
+        class_scatter_of_files(f"{url}/x-0.npy?signature=3e1", f"{url}/y.npy")
+    assert "cannot be found or read: 403" in str(caught.value)
+    with serving(folder) as url, pytest.raises(FileNotFoundError, match="does not exist"):
+        class_scatter_of_files(f"{url}/none.npy", f"{url}/y.npy")
+
+
 def test_a_directory_named_as_a_file(memory, folder):
     """As Spark writes them."""
     store = fsspec.filesystem("memory")
