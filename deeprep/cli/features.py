@@ -19,6 +19,7 @@ from deeprep.cli.ranks import PATIENCE, is_first, share_threads, warnings_of_fir
 from deeprep.cli.shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
 from deeprep.files.parts import remove_parts
+from deeprep.files.sources import shown
 from deeprep.report import LayerReport
 from deeprep.state import ClassScatter
 
@@ -123,7 +124,7 @@ class Stats:
     def _written(self, scatter: ClassScatter) -> Result:
         if self.out is not None:
             scatter.save(self.out)
-        return _result(scatter, self.features)
+        return _result(scatter, shown(self.features))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from deeprep.base import validate
 from deeprep.files.arrays import Array, Span
 from deeprep.files.opened import open_array
+from deeprep.files.sources import shown
 from deeprep.state import ClassScatter
 
 __all__ = ["LabelRange", "LabelledFiles"]
@@ -58,8 +59,9 @@ class LabelledFiles:
         self.labels = open_array("labels", labels)
         if self.features.num_rows != self.labels.num_rows:
             raise ValueError(
-                f"labels {labels} has {self.labels.num_rows} rows, expected "
-                f"{self.features.num_rows}: one label for each row of features {features}"
+                f"labels {shown(str(labels))} has {self.labels.num_rows} rows, expected "
+                f"{self.features.num_rows}: one label for each row of features "
+                f"{shown(str(features))}"
             )
         self.ignore_index = ignore_index
         self.max_rows = max(1, batch_bytes // (self.features.row_bytes + _LABEL_BYTES))

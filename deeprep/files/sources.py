@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from deeprep.base.paths import natural_order
 from deeprep.files.arrays import Argument
 
-__all__ = ["Found", "errors_of_store", "find", "find_local", "library", "without_query"]
+__all__ = ["Found", "errors_of_store", "find", "find_local", "library", "shown"]
 
 NPY, SAFETENSORS, PARQUET = ".npy", ".safetensors", ".parquet"
 SUFFIXES = (NPY, SAFETENSORS, PARQUET)
@@ -82,8 +82,9 @@ def find(argument: Argument, source: str) -> Found:
     """
     if "://" not in source:
         return find_local(argument, source)
-    fsspec = library("fsspec", f"{argument} {source} is a URL", "remote")
     path, name = _split(source)
+    source = shown(source)
+    fsspec = library("fsspec", f"{argument} {source} is a URL", "remote")
     options = {}
     if path.startswith(("http://", "https://")):
         aiohttp = library("aiohttp", f"{argument} {source} is on a web server", "remote")
@@ -158,10 +159,10 @@ def _checked(
         raise FileNotFoundError(f"{argument} {source} {missing}")
     for each in found:
         if suffix_of(each) not in SUFFIXES:
-            raise ValueError(f"{argument} is {each}, expected {_EXPECTED}")
+            raise ValueError(f"{argument} is {shown(each)}, expected {_EXPECTED}")
         if name is not None and suffix_of(each) == NPY:
             raise ValueError(
-                f"{argument} {each} is a .npy file, expected one that holds {name!r} beside others"
+                f"{argument} {shown(each)} is a .npy file, expected one that holds {name!r} beside others"
             )
     if len({suffix_of(each) == PARQUET for each in found}) > 1:
         raise ValueError(f"{argument} {source} has .parquet and other files, expected one kind")
@@ -201,6 +202,16 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(urlsplit(path).path if "://" in path else path)[1]
 
 
+def shown(source: str) -> str:
+    """Return a source as messages name it, without the query of a URL.
+
+    >>> shown("https://host/x.parquet?signature=3e1:embedding")
+    'https://host/x.parquet:embedding'
+    """
+    path, name = _split(source)
+    return without_query(path) + ("" if name is None else f":{name}")
+
+
 def without_query(text: str) -> str:
     """Return text with the queries of URLs in it, which may hold a signature, left out.
 
@@ -235,7 +246,8 @@ def errors_of_store(url: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if url in str(error) and isinstance(error, OSError | ValueError):
+        text = without_query(str(error))
+        if url in text == str(error) and isinstance(error, OSError | ValueError):
             raise
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-        raise kind(f"{url} cannot be read: {type(error).__name__}: {error}") from error
+        raise kind(f"{url} cannot be read: {type(error).__name__}: {text}") from error

@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 from web import CutShort, Plain, Ranges, serving
 
 from deeprep import class_scatter_of_files
+from deeprep.cli import main
 from deeprep.files import remote, sources
 from deeprep.files.opened import open_array
 from deeprep.files.shards import ArrayFiles
@@ -139,6 +140,25 @@ def test_a_name_follows_a_query_which_may_hold_colons(folder, name):
         same_bits(class_scatter_of_files(f"{source}:x", f"{source}:y"), local)
 
 
+def test_nothing_printed_has_the_query_of_a_url(folder, capsys):
+    """It may be a signature, by which whoever reads it could read the file."""
+    with serving(folder) as url:
+        query = "?signature=3e1"
+        for options in ([], ["--json"]):
+            sources = (f"{url}/rows-0.parquet{query}:x", f"{url}/rows-0.parquet{query}:y")
+            assert main(["stats", *sources, *options]) == 0
+            printed = capsys.readouterr()
+            assert f"{url}/rows-0.parquet:x" in "".join(printed.out.split())
+            assert "sign" not in "".join((printed.out + printed.err).split())
+        for source in ("none.npy", "x-0.txt", "y.npy", "x-1.npy", "rows-0.parquet:z"):
+            name, _, column = source.partition(":")
+            source = f"{url}/{name}{query}" + (column and f":{column}")
+            assert main(["stats", source, f"{url}/x-0.npy{query}"]) != 0
+            printed = capsys.readouterr()
+            assert url in printed.err
+            assert "sign" not in "".join((printed.out + printed.err).split())
+
+
 def test_a_server_that_denies_access_is_not_said_to_lack_the_file(folder):
     class Denying(Ranges):
         def do_GET(self):  # noqa: N802
@@ -149,6 +169,7 @@ def test_a_server_that_denies_access_is_not_said_to_lack_the_file(folder):
     with serving(folder, Denying) as url, pytest.raises(FileNotFoundError) as caught:
         class_scatter_of_files(f"{url}/x-0.npy?signature=3e1", f"{url}/y.npy")
     assert "cannot be found or read: 403" in str(caught.value)
+    assert "3e1" not in str(caught.value)
     with serving(folder) as url, pytest.raises(FileNotFoundError, match="does not exist"):
         class_scatter_of_files(f"{url}/none.npy", f"{url}/y.npy")
 
