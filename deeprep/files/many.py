@@ -111,6 +111,7 @@ def scatter_in_parts(
         )
     alarm = None if ranks is None else Alarm(ranks)
     owners = _settle_owners(finished, ranks)
+    owners = _without_damaged(finished, owners, ranks, (classes, width, bool(settings["full"])))
     covered = {part for first, stop in owners for part in range(first, stop)}
     missing = [part for part in range(len(parts)) if part not in covered]
     mine = shares(parts, missing, size)[rank]
@@ -209,6 +210,22 @@ def _settle_owners(finished: Finished, ranks: Ranks | None) -> dict[Stretch, int
     return {each: owners[each] for each in kept}
 
 
+def _without_damaged(
+    finished: Finished,
+    owners: dict[Stretch, int],
+    ranks: Ranks | None,
+    kind: tuple[int, int, bool],
+) -> dict[Stretch, int]:
+    """Take states that cannot be read for missing, before hours of reading; the first one warns."""
+    damaged = together(ranks, lambda: finished.leave_damaged(*kind))
+    everywhere = [damaged] if ranks is None else ranks.gather(damaged)
+    damaged = {stretch: error for each in everywhere for stretch, error in each.items()}
+    if ranks is None or ranks.rank == 0:
+        for error in damaged.values():
+            warn(f"{error}; its part of the files is read again")
+    return {stretch: owner for stretch, owner in owners.items() if stretch not in damaged}
+
+
 def _owners(finished: Finished, ranks: Ranks | None) -> dict[Stretch, int]:
     """Return of each stretch the lowest process that has its state."""
     everywhere = [finished.stretches] if ranks is None else ranks.gather(finished.stretches)
@@ -227,14 +244,33 @@ def _whole(
 ) -> ClassScatter:
     """Merge all states there are; return the whole where its owner is this process, else any state.
 
-    `owners` ends with the whole alone. What is merged here is not written any more.
+    `owners` ends with the whole alone. What is merged here is not written any more. Where one
+    fails, it goes on with states that are worth nothing, so that nobody waits for its messages, and
+    all raise at the end.
     """
     rank = 0 if ranks is None else ranks.rank
     num_parts = finished.num_parts
     merged: dict[Stretch, ClassScatter] = {}
 
+    errors: list[Exception] = []
+
     def own(stretch: Stretch) -> ClassScatter:
-        return merged.pop(stretch) if stretch in merged else finished.state(stretch)
+        try:
+            return merged.pop(stretch) if stretch in merged else finished.state(stretch)
+        except Exception as error:
+            errors.append(error)
+            return empty_state()
+
+    def joined(left: ClassScatter, right: ClassScatter) -> ClassScatter:
+        try:
+            return joined_states(left, right, is_left=True)
+        except Exception as error:
+            errors.append(error)
+            return empty_state()
+
+    def check() -> None:
+        if errors:
+            raise errors[0]
 
     while (0, num_parts) not in owners:
         pairs = {halves(stretch, num_parts) for stretch in owners}
@@ -246,12 +282,14 @@ def _whole(
             into, source = owners.pop(left), owners.pop(right)
             whole = (left[0], right[1])
             if rank == into and rank == source:
-                merged[whole] = joined_states(own(left), own(right), is_left=True)
+                merged[whole] = joined(own(left), own(right))
             elif ranks is not None and rank == source:
                 send_state(own(right), ranks, into)
             elif ranks is not None and rank == into:
                 received = empty_state()
                 receive_state(received, ranks, source)
-                merged[whole] = joined_states(own(left), received, is_left=True)
+                merged[whole] = joined(own(left), received)
             owners[whole] = into
-    return own((0, num_parts)) if rank == owners[0, num_parts] else empty_state()
+    state = own((0, num_parts)) if rank == owners[0, num_parts] else empty_state()
+    together(ranks, check)
+    return state

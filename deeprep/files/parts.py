@@ -161,6 +161,24 @@ class Finished:
         """Leave states that were found to other processes, which have found them too."""
         self._on_disk -= set(stretches)
 
+    def leave_damaged(self, num_classes: int, num_features: int, full: bool) -> dict[Stretch, str]:
+        """Leave states on disk that cannot be read or are of another kind; return what is wrong."""
+        damaged: dict[Stretch, str] = {}
+        for stretch in sorted(self._on_disk):
+            try:
+                state = self.state(stretch)
+            except (OSError, ValueError) as error:
+                damaged[stretch] = str(error)
+                continue
+            found = (state.num_classes, state.num_features, state.full)
+            if found != (num_classes, num_features, full):
+                damaged[stretch] = (
+                    f"{self._path(stretch)} has (K, d, full) = {found}, expected "
+                    f"{(num_classes, num_features, full)}"
+                )
+        self.leave(damaged)
+        return damaged
+
     def add(self, stretch: Stretch, scatter: ClassScatter) -> None:
         """Keep a state, merged with all that it can be merged with here."""
         merged = []

@@ -154,6 +154,34 @@ def test_a_further_call_reads_what_is_left(folder, tmp_path, monkeypatch, stop_a
     assert len(read) == len(set(read)), "the whole was there"
 
 
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_state_is_missing(folder, tmp_path, monkeypatch, damage):
+    """It is found before anything is read, and its part of the files read again."""
+    directory = tmp_path / "parts"
+    expected = scatter(folder, parts=tmp_path / "whole")
+    taken = []
+    take_in = LabelledFiles.take_in
+
+    def stopping(*arguments):
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        taken.append(1)
+        take_in(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelledFiles, "take_in", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            scatter(folder, parts=directory)
+    bad = next(directory.glob("parts-0-2.*"))
+    if damage == "cut":
+        bad.write_bytes(bad.read_bytes()[:-9])
+    else:
+        ClassScatter(7, 6).save(bad)
+    with pytest.warns(UserWarning, match=r"parts-0-2.*; its part of the files is read again"):
+        found = scatter(folder, parts=directory)
+    assert_same_bits(found, expected)
+
+
 def test_halves_that_were_not_removed_count_once(folder, tmp_path, monkeypatch):
     expected = scatter(folder, parts=tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -288,6 +316,26 @@ def check_other_files(rank, size, folder):
         )
 
 
+def check_an_error_while_merging(rank, size, folder):
+    """Of one alone, whose state another waits for."""
+
+    def failing(self, stretch):
+        raise OSError("the disk is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == size - 1:
+            patch.setattr(parts.Finished, "state", failing)
+            patch.setattr(parts.Finished, "add", keep)
+        with pytest.raises((OSError, OtherRankError), match="the disk is gone") as caught:
+            scatter(folder, all_reduce=True)
+    assert (type(caught.value) is OSError) == (rank == size - 1)
+    assert scatter(folder, all_reduce=True).num_samples == FILES * ROWS
+
+
+def keep(self, stretch, state):
+    self._in_memory[stretch] = state
+
+
 def check_a_lost_process(rank, size, folder, parts="parts"):
     """Of the last one, killed after some parts, the finished ones stay."""
     take_in = LabelledFiles.take_in
@@ -338,6 +386,11 @@ def test_any_number_of_processes_gets_the_bits_of_one(run_ranks, folder, size):
 def test_processes_that_see_other_files_say_so(run_ranks, folder):
     exit_codes, failures = run_ranks(_in_group, 2, folder, [check_other_files])
     assert exit_codes == [0, 0], failures.get(timeout=5)
+
+
+def test_an_error_while_merging_ends_all(run_ranks, folder):
+    exit_codes, failures = run_ranks(_in_group, 3, folder, [check_an_error_while_merging])
+    assert exit_codes == [0, 0, 0], failures.get(timeout=5)
 
 
 def test_an_error_of_one_process_ends_all_and_the_rest_is_read_later(
