@@ -103,6 +103,9 @@ def test_memory_and_network():
     shares = [f"{L * plan(K, D, size).share_bytes / 1e9:.3g}" for size in (1024, 8)]
     assert shares == ["0.819", "105"]
     assert "leaves 0.8 GB (R = 1,024) to 105 GB (R = 8)" in PAGE
+    assert f"seven states are {7 * state / 1e9:.1f} GB and a pass" in PAGE
+    assert f"{7 * plan(K, D, 8).share_bytes / 1e9:.1f} GB of shares" in PAGE
+    assert f"{8 * K * D / 1e9:.1f} GB a layer, or {8 * K * D / 40e9:.2f} s" in PAGE
     for sent, shown in (
         (plan(K, D, 1024).reduce_scatter_sent, "0.21 s"),
         (plan(K, D, 1024).all_reduce_sent, "0.42 s"),
@@ -120,7 +123,8 @@ def test_seconds():
             seconds = {
                 "updates": N / size * L * D * (2 + 16 * classes / BATCH) / 3e12,
                 "reduce_scatter": L * plan(K, D, size).reduce_scatter_sent / 40e9,
-                "discrimination": 2 * L * K**2 * D / size / 60e12,
+                "discrimination": L * K**2 * D / size / 60e12,
+                "directions": 8 * (size - 1) / size * L * K * D / 40e9,
             }[re.split(r"\W", row[0])[0]]
             assert float(shown.removesuffix(" s")) == pytest.approx(seconds, rel=0.03), row
 

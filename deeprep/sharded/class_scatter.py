@@ -212,7 +212,7 @@ class ShardedClassScatter:
         """D = 1 - max_{k != k'} cos(mu_k, mu_k'), as `deeprep.discrimination`.
 
         Each process sends its directions to the others, tile by tile. That takes a copy of the
-        share, 64 MiB and K^2 d / R multiplications in each.
+        share, 64 MiB, some 8 K d bytes received, and K^2 d / (2 R) multiplications in each.
 
         Parameters
         ----------
