@@ -162,7 +162,8 @@ def _checked(
             raise ValueError(f"{argument} is {shown(each)}, expected {_EXPECTED}")
         if name is not None and suffix_of(each) == NPY:
             raise ValueError(
-                f"{argument} {shown(each)} is a .npy file, expected one that holds {name!r} beside others"
+                f"{argument} {shown(each)} is a .npy file, expected one that holds "
+                f"{name!r} beside others"
             )
     if len({suffix_of(each) == PARQUET for each in found}) > 1:
         raise ValueError(f"{argument} {source} has .parquet and other files, expected one kind")
