@@ -41,7 +41,7 @@ bench: $(VENV)/.installed-bench
 
 CONFIGURE_CORE_TEST = $(BIN)/cmake -S . -B build/$@ -G Ninja \
   -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DDEEPREP_BUILD_MODULE=OFF -DDEEPREP_BUILD_TESTS=ON \
-  -DDEEPREP_WERROR=$(or $(DEEPREP_WERROR),OFF)
+  -DDEEPREP_WERROR=$(or $(DEEPREP_WERROR),OFF) -DDEEPREP_CUDA=OFF
 
 sanitize: sanitize-address sanitize-thread
 
@@ -56,7 +56,7 @@ neon: neon-aarch64 neon-host
 	  { echo "the bits on aarch64 are not this machine's"; exit 1; }
 
 neon-host: $(VENV)/.installed-dev
-	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DDEEPREP_CUDA=OFF
+	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release
 	$(BIN)/cmake --build build/$@
 	build/$@/deeprep_core_test > build/$@/output || { cat build/$@/output; exit 1; }
 
@@ -64,7 +64,7 @@ neon-aarch64: $(VENV)/.installed-dev
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
 	  { echo "aarch64-linux-gnu-g++ or qemu-aarch64 is missing;" \
 	    "Debian: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }
-	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DDEEPREP_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux \
+	$(CONFIGURE_CORE_TEST) -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	$(BIN)/cmake --build build/$@
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/$@/deeprep_core_test > build/$@/output || \
