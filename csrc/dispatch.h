@@ -23,6 +23,11 @@ constexpr int64_t size_of(FeatureType type) {
   return 0;
 }
 
+// Of what features are summed in, and shifted rows are made of: float64 for float64, else float32.
+constexpr int64_t accumulator_size_of(FeatureType type) {
+  return type == FeatureType::kFloat64 ? 8 : 4;
+}
+
 // Calls visit(const int32_t*) or visit(const int64_t*).
 template <typename Visitor>
 auto visit_labels(const void* labels, LabelType type, Visitor&& visit) {

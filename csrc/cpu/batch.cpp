@@ -38,8 +38,7 @@ void Batch::reserve_rows(Worker& worker, int64_t num_rows) const {
 void Batch::reserve_chunks(Worker& worker) const {
   worker.classes.resize(plan.block_rows);
   worker.chunks.resize(state.num_classes);
-  const int64_t accumulator = features.type == FeatureType::kFloat64 ? 8 : 4;
-  const int64_t bytes = kOpenChunkSums * open_chunk_columns(features.num_columns) * accumulator;
+  const int64_t bytes = open_chunk_bytes(features.num_columns, features.type);
   worker.sums.reset(new unsigned char[state.num_classes * bytes]);
   for (int64_t k = 0; k < state.num_classes; ++k) {
     worker.chunks[k].num_rows = 0;

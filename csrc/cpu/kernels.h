@@ -43,6 +43,9 @@ constexpr int64_t kOpenChunkSums = 3;
 static constexpr int64_t open_chunk_columns(int64_t num_columns) {
   return num_columns / 16 * 16 + 32;
 }
+static constexpr int64_t open_chunk_bytes(int64_t num_columns, FeatureType type) {
+  return kOpenChunkSums * open_chunk_columns(num_columns) * accumulator_size_of(type);
+}
 
 struct Kernels {
   // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for

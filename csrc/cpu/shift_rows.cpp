@@ -12,8 +12,7 @@ namespace deeprep {
 void shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
                 int num_threads) {
   constexpr int64_t kRowsPerItem = 64;
-  const int64_t size = features.type == FeatureType::kFloat64 ? 8 : 4;
-  const int64_t out_row_bytes = features.num_columns * size;
+  const int64_t out_row_bytes = features.num_columns * accumulator_size_of(features.type);
   const auto shift = active_kernels().shift_row[static_cast<int>(features.type)];
   const int64_t items = ceil_div(features.num_rows, kRowsPerItem);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
