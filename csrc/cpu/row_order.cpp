@@ -23,13 +23,16 @@ struct Limits {
   int64_t open_bytes;
 };
 
-// Measured, time in input order over class order, two threads, shuffled labels (N d = 1e8):
+// Measured, time in input order over class order, in turns, two threads, shuffled labels
+// (N d = 6e7 to 1.3e8):
 //
 //     AMD EPYC, Zen 4          d = 32    64    128   256
-//     float32, K = 10          0.80   0.88   1.04  1.06
-//     bfloat16, K = 10         0.90   0.82   0.94  1.06
-//     float32, K = 40                 0.91         1.28
-//     float32, K = 100                       1.12
+//     float32, K = 10          0.74   0.82   1.01  1.15
+//     bfloat16, K = 10         0.77   0.76   0.77  1.12
+//     float32, K = 40                 0.91         1.23
+//     bfloat16, K = 40                0.86
+//     float32, K = 100                       1.08
+//     bfloat16, K = 100                      1.11
 //
 // Elsewhere class order, until it is measured: on a Xeon with AVX-512 an earlier kernel for input
 // order was slower.
@@ -59,9 +62,7 @@ bool visit_in_input_order(const Features& features, int64_t num_classes) {
   if (features.column_stride != 1 || features.num_columns > kTileColumns) return false;
   if (order != Order::kAuto) return order == Order::kInput;
   const int64_t row_bytes = features.num_columns * size_of(features.type);
-  const int64_t accumulator = features.type == FeatureType::kFloat64 ? 8 : 4;
-  const int64_t open_bytes =
-      num_classes * kOpenChunkSums * open_chunk_columns(features.num_columns) * accumulator;
+  const int64_t open_bytes = num_classes * open_chunk_bytes(features.num_columns, features.type);
   const Limits limits = limits_of_this_machine();
   return row_bytes <= limits.row_bytes && open_bytes <= limits.open_bytes;
 }
