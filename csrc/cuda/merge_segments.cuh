@@ -16,9 +16,8 @@ __device__ __forceinline__ void merge_strip(const Batch& batch, const AnyTeam& t
   const int64_t first = first_segment_of(batch, k);
   const int64_t last = first_segment_of(batch, k + 1);
   if (last - first < 2) return;
-  const int64_t column = strip * kStripColumns + team.rank * kVector;
-  const int64_t left = batch.features.num_columns - column;
-  const int count = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
+  const int64_t column = column_of(strip, team.rank * kVector);
+  const int count = count_columns(batch.features, column);
   double* state_mean = batch.state.means + k * batch.features.num_columns + column;
   double mean[kVector];
 #pragma unroll
