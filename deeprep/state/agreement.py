@@ -235,36 +235,35 @@ def _together(gathered: Sequence[Mapping[str, Found]], ranks: Ranks, name: str) 
     for layer in dict.fromkeys(layer for theirs in gathered for layer in theirs):
         states = {rank: theirs[layer] for rank, theirs in enumerate(gathered) if layer in theirs}
         called = name.format(layer)
-        for flaw in sorted({state.flaw for state in states.values() if state.flaw is not None}):
-            where = [rank for rank, state in states.items() if state.flaw == flaw]
+        flaws = _where({r: state.flaw for r, state in states.items() if state.flaw is not None})
+        for flaw, where in sorted(flaws.items()):
             raise ValueError(
-                f"{called} {flaw} on {_name(where)}, expected an intact one; see the error raised "
-                "there"
+                f"{called} {flaw} on {where}, expected an intact one; see the error raised there"
             )
-        kinds: dict[str, list[int]] = {}
-        for rank, state in states.items():
-            kinds.setdefault(state.kind, []).append(rank)
+        kinds = _where({rank: state.kind for rank, state in states.items()})
         if len(kinds) > 1:
-            listed = ", ".join(f"{kind} on {_name(where)}" for kind, where in kinds.items())
+            listed = ", ".join(f"{kind} on {where}" for kind, where in kinds.items())
             raise ValueError(f"{called} is {listed}, expected the same on every rank")
-        device_types: dict[str, list[int]] = {}
-        for rank, state in states.items():
-            device_types.setdefault(state.device_type, []).append(rank)
+        places = _where({rank: state.device_type for rank, state in states.items()})
         # gloo moves those of a GPU over the host; NCCL cannot receive what gloo sends.
-        if len({ranks.transport(device_type) for device_type in sorted(device_types)}) > 1:
-            listed = ", ".join(
-                f"on {kind} on {_name(where)}" for kind, where in device_types.items()
-            )
+        if len({ranks.transport(device_type) for device_type in sorted(places)}) > 1:
+            listed = ", ".join(f"on {kind} on {where}" for kind, where in places.items())
             raise ValueError(f"{called} is {listed}, expected one type of device on every rank")
         unit_roundoff = max(state.unit_roundoff for state in states.values())
         agreed[layer] = next(iter(states.values()))._replace(unit_roundoff=unit_roundoff)
     return agreed
 
 
-def _name(ranks: Sequence[int]) -> str:
-    """Say which ranks, the first few by number."""
-    listed = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {listed}"
+def _where(values: Mapping[int, str]) -> dict[str, str]:
+    """Say of each of the values, by rank, on which ranks it is, the first few by number."""
+    found: dict[str, list[int]] = {}
+    for rank, value in values.items():
+        found.setdefault(value, []).append(rank)
+    return {
+        value: f"rank{'s' if len(ranks) > 1 else ''} "
+        + ", ".join([*map(str, ranks[:8]), *(["..."] if len(ranks) > 8 else [])])
+        for value, ranks in found.items()
+    }
 
 
 # ---------------------------------------------------------------- messages
