@@ -358,22 +358,25 @@ def test_squared_distances_of_nonfinite_points_stay_with_their_point():
     assert deeprep.ops.squared_distances(points).isfinite().tolist() == [True, False, False]
 
 
-def test_an_unknown_instruction_set_is_refused_by_name():
-    environment = {**os.environ, "DEEPREP_SIMD": "avx1024"}
+@pytest.mark.parametrize(
+    ("variable", "value", "error"),
+    [
+        ("DEEPREP_SIMD", "avx1024", "DEEPREP_SIMD is 'avx1024', expected one of: generic"),
+        (
+            "DEEPREP_ORDER",
+            "output",
+            "DEEPREP_ORDER is 'output', expected one of: auto, class, input",
+        ),
+    ],
+    ids=["instruction set", "order of rows"],
+)
+def test_an_unknown_setting_is_refused_by_name(variable, value, error):
+    environment = {**os.environ, variable: value}
     done = subprocess.run(
         [sys.executable, "-c", "import deeprep"], env=environment, capture_output=True, text=True
     )
     assert done.returncode != 0
-    assert "DEEPREP_SIMD is 'avx1024', expected one of: generic" in done.stderr
-
-
-def test_an_unknown_order_of_rows_is_refused_by_name():
-    environment = {**os.environ, "DEEPREP_ORDER": "output"}
-    done = subprocess.run(
-        [sys.executable, "-c", "import deeprep"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "DEEPREP_ORDER is 'output', expected one of: auto, class, input" in done.stderr
+    assert error in done.stderr
 
 
 def test_environment_variables_force_the_instruction_set_and_the_order_of_rows():
