@@ -25,6 +25,7 @@ from pathlib import Path
 from cuda_reports import (
     LIMITS,
     Code,
+    Loop,
     Resources,
     most_in_flight,
     parse_ptx,
@@ -256,67 +257,87 @@ def render(compiled: Sequence[Compiled], toolkit: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _hot_kernels(compiled: Compiled, name: str) -> list[tuple[str, Code, int, int]]:
-    """Return the kernels of that name, their code, loads in flight and what that makes in KiB."""
-    rows = []
+@dataclass(frozen=True)
+class _HotKernel:
+    """A kernel that loads features: where, and how much of them is in flight."""
+
+    name: str
+    code: Code
+    load: str  # pattern of its loads
+    loop: Loop  # the innermost one with most of them
+    in_flight: int
+    warps: int
+    kib: int  # in flight a multiprocessor
+
+    def counts(self, loop: Loop, without: Sequence[Loop] = ()) -> tuple[int, int]:
+        """Count the instructions on a way through a loop, and those of float64 among them."""
+        instructions, float64 = (
+            self.code.count_executed(loop, pattern, without=without)
+            for pattern in ("", _FLOAT64_SASS)
+        )
+        return instructions, float64
+
+    def rare_loops(self, loop: Loop) -> list[Loop]:
+        """Return the loops inside of one that load.
+
+        Beside the hot one that is what sums a column again in double.
+        """
+        return [
+            inner
+            for inner in self.code.loops
+            if loop[0] < inner[0] <= inner[1] < loop[1] and self.code.count(inner, "LDG")
+        ]
+
+    @property
+    def loads(self) -> int:
+        return self.code.count_executed(self.loop, self.load)
+
+
+def _hot_kernels(compiled: Compiled, name: str) -> list[_HotKernel]:
+    """Return the kernels of that name."""
+    found = []
     warps = {each.kernel: each.resident_warps for each in compiled.resources}
     for kernel, code in sorted((compiled.sass or {}).items()):
         match = HOT_KERNELS.fullmatch(kernel)
         if match is None or match[1] != name:
             continue
         load = _load_sass(kernel)
-        flying = most_in_flight(code, code.hot_loop(load), load, load_bytes(kernel) // 4)
-        rows.append(
-            (kernel, code, flying, flying * load_bytes(kernel) * 32 * warps[kernel] // 1024)
-        )
-    return rows
+        loop = code.hot_loop(load)
+        flying = most_in_flight(code, loop, load, load_bytes(kernel) // 4)
+        kib = flying * load_bytes(kernel) * 32 * warps[kernel] // 1024
+        found.append(_HotKernel(kernel, code, load, loop, flying, warps[kernel], kib))
+    return found
 
 
 def _loop_rows(compiled: Compiled) -> list[str]:
     rows = []
-    warps = {each.kernel: each.resident_warps for each in compiled.resources}
     turn = _merge_turn(compiled, "merge_segments")
-    for kernel, code, flying, kib in _hot_kernels(compiled, "sum_segments"):
-        hot = code.hot_loop(_load_sass(kernel))
-        around = [
-            loop for loop in code.loops if loop != hot and loop[0] <= hot[0] <= hot[1] <= loop[1]
-        ]
-        # What sums a column again in double is rare, and recognised by its loads.
-        inner = [
+    for each in _hot_kernels(compiled, "sum_segments"):
+        hot = each.loop
+        around = next(
             loop
-            for loop in code.loops
-            if around[0][0] < loop[0] <= loop[1] < around[0][1] and code.count(loop, "LDG")
-        ]
-        round_, round64 = (code.count_executed(hot, p) for p in ("", _FLOAT64_SASS))
-        chunk, chunk64 = (
-            code.count_executed(around[0], p, without=[hot, *inner]) for p in ("", _FLOAT64_SASS)
+            for loop in each.code.loops
+            if loop != hot and loop[0] <= hot[0] <= hot[1] <= loop[1]
         )
-        loads = code.count_executed(hot, _load_sass(kernel))
-        per_16_bytes = round_ / (loads * load_bytes(kernel) / 16)
+        round_, round64 = each.counts(hot)
+        chunk, chunk64 = each.counts(around, without=[hot, *each.rare_loops(around)])
+        per_16_bytes = round_ / (each.loads * load_bytes(each.name) / 16)
         rows.append(
-            f"| {compiled.architecture} | `{kernel}` | {round_} | {round64} "
-            f"| {loads} | {per_16_bytes:.1f} | {chunk} | {chunk64} | {flying} "
-            f"| {warps[kernel]} | {kib} | {turn} |"
+            f"| {compiled.architecture} | `{each.name}` | {round_} | {round64} "
+            f"| {each.loads} | {per_16_bytes:.1f} | {chunk} | {chunk64} | {each.in_flight} "
+            f"| {each.warps} | {each.kib} | {turn} |"
         )
     return rows
 
 
 def _chunk_rows(compiled: Compiled) -> list[str]:
     rows = []
-    warps = {each.kernel: each.resident_warps for each in compiled.resources}
     turn = _merge_turn(compiled, "merge_chunks")
-    for kernel, code, flying, kib in _hot_kernels(compiled, "sum_chunks"):
-        block = code.hot_loop(_load_sass(kernel))
-        rare = [
-            loop
-            for loop in code.loops
-            if block[0] < loop[0] <= loop[1] < block[1] and code.count(loop, "LDG")
-        ]
-        all_, all64 = (code.count_executed(block, p, without=rare) for p in ("", _FLOAT64_SASS))
-        loads = code.count_executed(block, _load_sass(kernel))
+    for each in _hot_kernels(compiled, "sum_chunks"):
+        block, block64 = each.counts(each.loop, without=each.rare_loops(each.loop))
         rows.append(
-            f"| {compiled.architecture} | `{kernel}` | {all_} | {all64} | {loads} | {flying} "
-            f"| {warps[kernel]} | {kib} | {turn} |"
+            f"| {compiled.architecture} | `{each.name}` | {block} | {block64} | {each.loads} "
+            f"| {each.in_flight} | {each.warps} | {each.kib} | {turn} |"
         )
     return rows
 
