@@ -149,6 +149,23 @@ def test_same_bits_on_every_thread_count_instruction_set_and_order_of_rows(
     assert len(results) == 1
 
 
+def test_a_forked_process_updates_with_threads_of_its_own():
+    # Of the threads that parent and torch have shared, it has none; torch itself would wait for
+    # them, so the child has it do nothing that takes more than one.
+    command = """
+import os, torch, deeprep
+torch.set_num_threads(2)
+features, labels = torch.randn(4096, 512).square_(), torch.arange(4096) % 10
+expected = deeprep.class_scatter(features, labels, 10)
+child = os.fork()
+if child == 0:
+    found = deeprep.class_scatter(features, labels, 10)
+    os._exit(0 if torch.equal(found.means, expected.means) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", command], check=True, timeout=120)
+
+
 @given(
     seed=st.integers(0, 1000),
     dtype=st.sampled_from(DTYPES),

@@ -1,39 +1,32 @@
-// Dynamic scheduling of independent work items over short-lived threads.
-//
-// Threads are made per call instead of kept in a pool: a call small enough to notice runs on the
-// caller alone, and nothing survives to be inherited by a forked process. A pool whose thread
-// sleeps between calls was tried, since one that spins costs something when idle: to be woken takes
-// as long as to be made (two cores of a Zen 4; mean of 300 calls, thread made and pool: no work 24
-// and 34 us; 50 us of work 57 and 58; 200 us 168 and 167; 1,000 us 566 and 554).
+// Dynamic scheduling of independent work items over threads.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <exception>
-#include <thread>
-#include <vector>
 
 namespace deeprep {
+
+// Calls run(data) on up to num_threads threads side by side, of which the caller is one, and
+// returns when all have come back. There may be fewer threads than asked for.
+void run_on_threads(int num_threads, void (*run)(void*), void* data);
 
 // Calls work(item, worker) once for every item in [0, num_items); worker is in [0, num_workers).
 // Items are handed out in order; where one runs must not change what it computes.
 template <typename Work>
 void parallel_for(int64_t num_items, int num_workers, Work&& work) {
-  std::atomic<int64_t> next{0};
-  const auto drain = [&](int worker) {
-    for (int64_t item = next++; item < num_items; item = next++) work(item, worker);
+  std::atomic<int64_t> next_item{0};
+  std::atomic<int> next_worker{0};
+  const auto drain = [&] {
+    const int worker = next_worker++;
+    for (int64_t item = next_item++; item < num_items; item = next_item++) work(item, worker);
   };
-  std::vector<std::thread> threads;
-  try {
-    threads.reserve(num_workers > 1 ? num_workers - 1 : 0);
-    for (int worker = 1; worker < num_workers && worker < num_items; ++worker) {
-      threads.emplace_back(drain, worker);
-    }
-  } catch (const std::exception&) {
-    // No more threads to be had: the ones that started, or the caller alone, do all the work.
+  const int num_threads = num_items < num_workers ? static_cast<int>(num_items) : num_workers;
+  if (num_threads <= 1) {
+    drain();
+    return;
   }
-  drain(0);
-  for (std::thread& thread : threads) thread.join();
+  auto run = drain;  // what a captureless function finds behind its pointer
+  run_on_threads(num_threads, [](void* data) { (*static_cast<decltype(run)*>(data))(); }, &run);
 }
 
 }  // namespace deeprep
