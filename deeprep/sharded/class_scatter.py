@@ -20,6 +20,7 @@ from deeprep.metrics.collapse import (
 )
 from deeprep.metrics.cosines import largest_cosines
 from deeprep.metrics.spectrum import noise_of_scatter, roots_of_moment
+from deeprep.sharded.factor import factor_of_all
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.collectives import merged_share
 from deeprep.state.statistics import (
@@ -32,8 +33,6 @@ from deeprep.state.statistics import (
 )
 
 __all__ = ["ShardedClassScatter", "reduce_scatter"]
-
-_FACTOR_TAG = 0x6E6331  # of the messages of `nc1`
 
 
 def reduce_scatter(scatter: ClassScatter, group: Any = None) -> ShardedClassScatter:
@@ -304,7 +303,7 @@ class ShardedClassScatter:
         centered = class_means.means_around(
             self.share, self._present, self.global_mean, self._rounding
         )
-        factor = self._factor_of_all(centered)
+        factor = factor_of_all(centered, self._sizes, self._ranks, self._place)
 
         def find() -> float | None:
             if factor is None:
@@ -339,31 +338,6 @@ class ShardedClassScatter:
         noise = noise_of_scatter(pooled, share.unit_roundoff, total)
         weight = solve(total, targets, noise, ridge * self.num_samples)
         return LinearProbe(weight, samples / self.num_samples - weight @ self.global_mean)
-
-    def _factor_of_all(self, rows: Tensor) -> Tensor | None:
-        """Return on rank 0 a factor R (., d) of the rows of all ranks, R'R = sum of rows' rows."""
-        width = rows.shape[1]
-        factor = together(self._ranks, lambda: _factor(rows))
-        failure: Exception | None = None
-        with self._ranks.messages(_FACTOR_TAG) as post:
-            if self._ranks.rank > 0:
-                post([(0, factor.to(self._place).contiguous())], []).wait()
-            for rank in range(1, self._ranks.size if self._ranks.rank == 0 else 0):
-                shape = (min(self._sizes[rank], width), width)
-                theirs = torch.empty(shape, dtype=torch.float64, device=self._place)
-                post([], [(rank, theirs)]).wait()
-                try:
-                    if failure is None:
-                        factor = _factor(torch.cat([factor, theirs.to(factor.device)]))
-                except Exception as error:  # the others are told when they have sent theirs
-                    failure = error
-
-        def whole() -> Tensor | None:
-            if failure is not None:
-                raise failure
-            return factor if self._ranks.rank == 0 else None
-
-        return together(self._ranks, whole)
 
     def _total(self, part: Tensor) -> Tensor:
         """Return the sum of the parts of all processes, on the device of the state."""
@@ -413,8 +387,3 @@ class ShardedClassScatter:
             undefined.warn_nonfinite(statistic, self._nonfinite_classes)
             return False
         return pooled is None or undefined.products_are_finite(pooled, statistic)
-
-
-def _factor(rows: Tensor) -> Tensor:
-    """Return rows (n, d), or a triangular factor of them where that is smaller."""
-    return torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows

@@ -127,18 +127,19 @@ def check_errors_of_the_first_process(rank, size):
         calls.append(rows)
         return factor(rows) if len(calls) == 1 else fail()
 
-    factor = module._factor
-    for name, failing, ask in (
-        ("roots_of_moment", fail, sharded.singular_values),
-        ("nc1_of_means", fail, sharded.nc1),
-        ("_factor", fail, sharded.nc1),
-        ("_factor", fail_later, sharded.nc1),
+    of_factor = deeprep.sharded.factor
+    factor = of_factor._factor
+    for owner, name, failing, ask in (
+        (module, "roots_of_moment", fail, sharded.singular_values),
+        (module, "nc1_of_means", fail, sharded.nc1),
+        (of_factor, "_factor", fail, sharded.nc1),
+        (of_factor, "_factor", fail_later, sharded.nc1),
     ):
         if failing is fail_later and size == 1:
             continue
         kind, message = (MemoryError, "none left") if rank == 0 else (OtherRankError, "rank 0: ")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, name, failing)
+            patch.setattr(owner, name, failing)
             with pytest.raises(kind, match=message):
                 ask()
     assert (sharded.nc1(), sharded.singular_values().tolist()) == expected
