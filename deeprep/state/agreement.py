@@ -1,10 +1,11 @@
 """What the ranks of a group tell each other of their states before they merge them.
 
-Rank 0 gets a message of fixed size from every rank: which layers it has, of which shapes, what is
-wrong with them, and the states themselves where they fit beside that. It answers all of them alike:
-with what they have together, with the error that all are to raise, and with small states merged.
-One rank merges them for all, so that they get the same bits even from machines that do not add up
-in the same order.
+Rank 0 gets a message from every rank: which layers it has, of which shapes, what is wrong with
+them, and the states themselves where they are small. It answers all of them alike: with what they
+have together, with the error that all are to raise, and with small states merged. One rank merges
+them for all, so that they get the same bits even from machines that do not add up in the same
+order. On the CPU, states of one width are merged as one, whatever their number: one by one they
+would take more time than the network does.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from deeprep.state.merge import merge_in_order
 from deeprep.state.moments import Moments
 from deeprep.state.statistics import State, Statistics
 
-# Numbers of a message, 64 KiB: ten classes of 768 features, at no more than twice the time of the
-# shortest message.
-_MESSAGE_ENTRIES = 1 << 13
-# The first numbers of a message: bytes of what is told (-1 where it does not fit), numbers of the
-# states that follow it (-1 where they do not fit), and the tag of the messages to come.
+# States are small up to so many numbers of all ranks but one together, 2 MiB, because rank 0 gets
+# all of them; or each rank's up to so many, 64 KiB.
+_SMALL_ENTRIES = 1 << 18
+_SMALLEST_ENTRIES = 1 << 13
+# The first numbers of a message: bytes of what is told, numbers of the states that follow it (-1
+# where they do not), and the tag of the messages to come.
 _START = 3
 # Characters of an exception that are told, which fit a message.
 _TOLD_CHARACTERS = 2000
@@ -105,6 +107,20 @@ class Whole(NamedTuple):
         """Return all of them."""
         return [*self.moments, *([] if self.pooled_scatter is None else [self.pooled_scatter])]
 
+    def to(self, device: str) -> Whole:
+        """Return the same on a device."""
+        moments = Moments(*(tensor.to(device) for tensor in self.moments))
+        return Whole(
+            moments, None if self.pooled_scatter is None else self.pooled_scatter.to(device)
+        )
+
+    @classmethod
+    def zeros(cls, found: Found) -> Whole:
+        """Return the tensors of such a state of no samples, on the CPU."""
+        width = found.num_features
+        scatter = torch.zeros((width, width), dtype=torch.float64) if found.full else None
+        return cls(Moments.zeros(found.num_classes, width, "cpu"), scatter)
+
 
 class Agreement(NamedTuple):
     """What the ranks have together.
@@ -146,30 +162,24 @@ def agree(
         them.
     """
     own = {layer: Found.of(scatter) for layer, scatter in scatters.items()}
-    states = None
-    if merge and all(found.flaw is None for found in own.values()):
+    numbers = None
+    if merge and all(found.flaw is None for found in own.values()) and _are_small(own, ranks):
         states = {
             layer: Whole(scatter._moments, scatter._pooled_scatter)
             for layer, scatter in scatters.items()
         }
-    message = _written(own, states)
+        numbers = _in_columns(states, own)
 
     def answer(messages: list[Tensor]) -> Tensor:
         try:
-            reply = _answer([each.cpu() for each in messages], ranks, name)
+            return _answer(messages, ranks, name)
         except Exception as failure:  # of any kind: the others must not wait for this process
-            reply = _written(_Failure(f"{type(failure).__name__}: {failure}"[:_TOLD_CHARACTERS]))
-        return reply.to(ranks.any_device)
+            return _written(_Failure(f"{type(failure).__name__}: {failure}"[:_TOLD_CHARACTERS]))
 
-    reply = ranks.consult(message.to(ranks.any_device), answer, joined).cpu()
-    told, numbers = _read(reply)
+    reply = ranks.consult(_written(own, numbers), answer, joined)
+    told, small = _read(reply)
     error: Exception | None = None
-    if told is None:
-        try:
-            told = _together(ranks.gather(own), ranks, name)
-        except ValueError as disagreement:
-            error = disagreement
-    elif isinstance(told, str):
+    if isinstance(told, str):
         error = ValueError(told)
     elif isinstance(told, _Failure):
         error = RuntimeError(f"{ranks.call}: rank 0 has failed to merge the states ({told.text})")
@@ -181,7 +191,7 @@ def agree(
             except (ValueError, RuntimeError) as flaw:
                 raise type(flaw)(f"{name.format(layer)}: {flaw}") from None
         raise error from None
-    merged = None if numbers is None else dict(zip(told, _split(numbers, told), strict=True))
+    merged = None if small is None else _layers(small, told)
     for layer, scatter in scatters.items():
         told[layer] = told[layer]._replace(device_type=scatter.device.type)
     return Agreement(told, merged, int(reply.view(torch.int64)[2]))
@@ -192,66 +202,88 @@ def agree(
 
 def _answer(messages: Sequence[Tensor], ranks: Ranks, name: str) -> Tensor:
     read = [_read(message) for message in messages]
-    gathered = [told for told, _ in read if told is not None]
-    if len(gathered) < len(read):
-        return _written(None)
     try:
-        found = _together(gathered, ranks, name)
+        found = _together([told for told, _ in read], ranks, name)
     except ValueError as error:
         return _written(str(error))
-    num_entries = sum(each.num_entries for each in found.values())
-    parts = [
-        dict(zip(told, _split(numbers, told), strict=True))
-        for told, numbers in read
-        if numbers is not None
-    ]
-    if len(parts) < len(read) or num_entries > _MESSAGE_ENTRIES:
+    parts = [(numbers, told) for told, numbers in read if numbers is not None]
+    if len(parts) < len(read) or not _are_small(found, ranks):
         return _written(found)
-    return _written(found, {layer: _merged(each, layer, parts) for layer, each in found.items()})
+    return _written(found, [_merged(found, parts)])
 
 
-def _merged(found: Found, layer: str, parts: Sequence[Mapping[str, Whole]]) -> Whole:
-    """Return the merged states of a layer, on the device of rank 0's, or the CPU if it has none."""
-    place = found.device_type if layer in parts[0] else "cpu"
-    wholes = []
-    for part in parts:
-        whole = part.get(layer)
-        if whole is None:
-            whole = next(_split(torch.zeros(found.num_entries, dtype=torch.float64), {"": found}))
-        moments = Moments(*(tensor.to(place) for tensor in whole.moments))
-        scatter = whole.pooled_scatter
-        wholes.append(Whole(moments, None if scatter is None else scatter.to(place)))
-    merged, *others = wholes
-    for other in others:
-        if merged.pooled_scatter is not None and other.pooled_scatter is not None:
-            merged.pooled_scatter.add_(other.pooled_scatter)
-        merge_in_order([merged.moments, other.moments], merged.moments, merged.pooled_scatter)
-    return merged
+def _are_small(found: Mapping[str, Found], ranks: Ranks) -> bool:
+    """Return whether states are so small that rank 0 merges them."""
+    num_entries = sum(each.num_entries for each in found.values())
+    return num_entries <= max(_SMALLEST_ENTRIES, _SMALL_ENTRIES // max(1, ranks.size - 1))
+
+
+def _merged(
+    found: Mapping[str, Found], parts: Sequence[tuple[Tensor, Mapping[str, Found]]]
+) -> Tensor:
+    """Return the merged states of ranks, laid out as `found`.
+
+    They are merged on the devices of rank 0's, or on the CPU where it has none.
+
+    Parameters
+    ----------
+    parts
+        Of each rank, the numbers of its states, and what these are. The first are overwritten.
+    """
+    stacks = _stacks(found)
+    alike = [
+        numbers
+        if _stacks(told) == stacks
+        else torch.cat(_in_columns(_layers(numbers, told), found))
+        for numbers, told in parts
+    ]
+    _, first = parts[0]
+    split = [_split(numbers, found) for numbers in alike]
+    for stack, *wholes in zip(stacks, *split, strict=True):
+        place = found[stack[0]].device_type if stack[0] in first else "cpu"
+        target = wholes[0]
+        merged, *others = (whole.to(place) for whole in wholes)
+        for other in others:
+            if merged.pooled_scatter is not None and other.pooled_scatter is not None:
+                merged.pooled_scatter.add_(other.pooled_scatter)
+            merge_in_order([merged.moments, other.moments], merged.moments, merged.pooled_scatter)
+        if place != "cpu":
+            for mine, tensor in zip(target.tensors(), merged.tensors(), strict=True):
+                mine.copy_(tensor)
+    return alike[0]
 
 
 def _together(gathered: Sequence[Mapping[str, Found]], ranks: Ranks, name: str) -> dict[str, Found]:
     """Return what the ranks have, or raise a ValueError that says why it cannot be merged."""
     agreed: dict[str, Found] = {}
+    movable = set()
     for layer in dict.fromkeys(layer for theirs in gathered for layer in theirs):
         states = {rank: theirs[layer] for rank, theirs in enumerate(gathered) if layer in theirs}
-        called = name.format(layer)
-        flaws = _where({r: state.flaw for r, state in states.items() if state.flaw is not None})
-        for flaw, where in sorted(flaws.items()):
-            raise ValueError(
-                f"{called} {flaw} on {where}, expected an intact one; see the error raised there"
-            )
-        kinds = _where({rank: state.kind for rank, state in states.items()})
-        if len(kinds) > 1:
-            listed = ", ".join(f"{kind} on {where}" for kind, where in kinds.items())
-            raise ValueError(f"{called} is {listed}, expected the same on every rank")
-        places = _where({rank: state.device_type for rank, state in states.items()})
-        # gloo moves those of a GPU over the host; NCCL cannot receive what gloo sends.
-        if len({ranks.transport(device_type) for device_type in sorted(places)}) > 1:
-            listed = ", ".join(f"on {kind} on {where}" for kind, where in places.items())
-            raise ValueError(f"{called} is {listed}, expected one type of device on every rank")
+        first, *others = states.values()
+        if first.flaw or first.device_type not in movable or any(first != each for each in others):
+            _require_mergeable(states, ranks, name.format(layer))
+            movable.add(first.device_type)
         unit_roundoff = max(state.unit_roundoff for state in states.values())
-        agreed[layer] = next(iter(states.values()))._replace(unit_roundoff=unit_roundoff)
+        agreed[layer] = first._replace(unit_roundoff=unit_roundoff)
     return agreed
+
+
+def _require_mergeable(states: Mapping[int, Found], ranks: Ranks, called: str) -> None:
+    """Raise a ValueError that says why the states of a layer, by rank, cannot be merged."""
+    flaws = _where({rank: state.flaw for rank, state in states.items() if state.flaw is not None})
+    for flaw, where in sorted(flaws.items()):
+        raise ValueError(
+            f"{called} {flaw} on {where}, expected an intact one; see the error raised there"
+        )
+    kinds = _where({rank: state.kind for rank, state in states.items()})
+    if len(kinds) > 1:
+        listed = ", ".join(f"{kind} on {where}" for kind, where in kinds.items())
+        raise ValueError(f"{called} is {listed}, expected the same on every rank")
+    places = _where({rank: state.device_type for rank, state in states.items()})
+    # gloo moves those of a GPU over the host; NCCL cannot receive what gloo sends.
+    if len({ranks.transport(device_type) for device_type in sorted(places)}) > 1:
+        listed = ", ".join(f"on {kind} on {where}" for kind, where in places.items())
+        raise ValueError(f"{called} is {listed}, expected one type of device on every rank")
 
 
 def _where(values: Mapping[int, str]) -> dict[str, str]:
@@ -269,51 +301,85 @@ def _where(values: Mapping[int, str]) -> dict[str, str]:
 # ---------------------------------------------------------------- messages
 
 
-def _written(told: Any, states: Mapping[str, Whole] | None = None) -> Tensor:
-    """Return a message: what is told, and the states that belong to it, where both fit."""
-    text = b"" if told is None else pickle.dumps(told)
+def _written(told: Any, numbers: Sequence[Tensor] | None = None) -> Tensor:
+    """Return a message: what is told, and the numbers of the states that belong to it."""
+    text = pickle.dumps(told)
     begin = _START + -(-len(text) // 8)
-    tensors = [tensor for whole in (states or {}).values() for tensor in whole.tensors()]
-    num_entries = sum(tensor.numel() for tensor in tensors)
-    fits = told is not None and begin <= _MESSAGE_ENTRIES
-    all_fit = fits and states is not None and begin + num_entries <= _MESSAGE_ENTRIES
-    message = np.zeros(_MESSAGE_ENTRIES)
-    start = len(text) if fits else -1, num_entries if all_fit else -1, secrets.randbits(31)
+    num_entries = sum(map(len, numbers or ()))
+    message = np.empty(begin + num_entries)
+    start = len(text), -1 if numbers is None else num_entries, secrets.randbits(31)
     message.view(np.int64)[:_START] = start
-    if fits:
-        message.view(np.uint8)[8 * _START :][: len(text)] = np.frombuffer(text, np.uint8)
+    message.view(np.uint8)[8 * _START :][: len(text)] = np.frombuffer(text, np.uint8)
     written = torch.from_numpy(message)
-    if all_fit and tensors:
+    if numbers:
         # One by one they would cost more time than the network does; of CUDA's, one copy a device.
-        place = written[begin : begin + num_entries]
-        flat = [tensor.reshape(-1).view(torch.float64) for tensor in tensors]
-        if len({tensor.device for tensor in flat}) > 1:
-            flat = [tensor.cpu() for tensor in flat]
-        place.copy_(torch.cat(flat))
+        if len({tensor.device for tensor in numbers}) > 1:
+            numbers = [tensor.cpu() for tensor in numbers]
+        if numbers[0].device.type == "cpu":
+            torch.cat(list(numbers), out=written[begin:])
+        else:
+            written[begin:] = torch.cat(list(numbers))
     return written
 
 
 def _read(message: Tensor) -> tuple[Any, Tensor | None]:
-    """Return what a message tells and the numbers that follow; None where they did not fit."""
+    """Return what a message tells, and the numbers of the states where they follow."""
     bits = message.numpy().view(np.int64)
     length, num_entries = bits[:2].tolist()
-    if length < 0:
-        return None, None
     told = pickle.loads(bits[_START:].view(np.uint8)[:length].tobytes())
     begin = _START + -(-length // 8)
     return told, None if num_entries < 0 else message[begin : begin + num_entries]
 
 
+# Of the numbers of states, those of a stack lie together: all counts, all means, all sums of
+# squares; and S of a full state, which is a stack of its own.
+
+
+def _stacks(found: Mapping[str, Found]) -> list[list[str]]:
+    """Return which layers are merged as one state."""
+    stacks: dict[Any, list[str]] = {}
+    for layer, each in found.items():
+        # Elsewhere torch sums up a row in an order that depends on how many there are.
+        alone = each.full or each.device_type != "cpu"
+        stacks.setdefault(layer if alone else each.num_features, []).append(layer)
+    return list(stacks.values())
+
+
+def _in_columns(states: Mapping[str, Whole], found: Mapping[str, Found]) -> list[Tensor]:
+    """Return the numbers of states, (n,) float64 each, zeros for layers that there are none of."""
+    numbers = []
+    for stack in _stacks(found):
+        wholes = [states[i] if i in states else Whole.zeros(found[i]) for i in stack]
+        counts, means, sumsq, *scatters = zip(*(whole.tensors() for whole in wholes), strict=True)
+        numbers += [column.view(torch.float64) for column in counts]
+        numbers += [rows.reshape(-1) for rows in means]
+        numbers += sumsq
+        numbers += [square.reshape(-1) for squares in scatters for square in squares]
+    return numbers
+
+
 def _split(numbers: Tensor, found: Mapping[str, Found]) -> Iterator[Whole]:
-    """Yield, of each state, its tensors in the numbers of a message."""
+    """Yield each stack, as views of the numbers of states."""
+    stacks = _stacks(found)
     sizes = []
-    for each in found.values():
-        num_classes, width = each.num_classes, each.num_features
-        square = width**2 if each.full else 0
-        sizes += [num_classes, num_classes * width, num_classes, square]
-    pieces = iter(numbers.split(sizes))
-    for each in found.values():
+    for stack in stacks:
+        num_classes, each = sum(found[layer].num_classes for layer in stack), found[stack[0]]
+        square = each.num_features**2 if each.full else 0
+        sizes += [num_classes, num_classes * each.num_features, num_classes, square]
+    pieces = iter(numbers.split_with_sizes(sizes))
+    for stack in stacks:
         counts, means, sumsq, scatter = itertools.islice(pieces, 4)
-        width = each.num_features
+        width = found[stack[0]].num_features
         moments = Moments(counts.view(torch.int64), means.view(-1, width), sumsq)
-        yield Whole(moments, scatter.view(width, width) if each.full else None)
+        yield Whole(moments, scatter.view(width, width) if found[stack[0]].full else None)
+
+
+def _layers(numbers: Tensor, found: Mapping[str, Found]) -> dict[str, Whole]:
+    """Return the state of each layer, as views of the numbers, in the order of `found`."""
+    layers = {}
+    for stack, whole in zip(_stacks(found), _split(numbers, found), strict=True):
+        sizes = [found[layer].num_classes for layer in stack]
+        columns = zip(*(column.split_with_sizes(sizes) for column in whole.moments), strict=True)
+        for layer, moments in zip(stack, map(Moments._make, columns), strict=True):
+            layers[layer] = Whole(moments, whole.pooled_scatter)
+    return {layer: layers[layer] for layer in found}

@@ -13,6 +13,7 @@ from torch import distributed
 from torch._subclasses import FakeTensorMode
 
 from deeprep import ClassScatter, class_scatter
+from deeprep.base import ranks as base_ranks
 from deeprep.base.ranks import RankLostError, Ranks
 from deeprep.state import agreement, all_reduce_layers, collectives, exchange, merge
 from deeprep.state.moments import Moments
@@ -163,11 +164,13 @@ def check_messages_of_any_size(rank, size):
     names = ("a", "b", "c")
     expected = {name: share_of(data, size, rank, full=name == "b") for name in names}
     all_reduce_layers(expected)
-    # Nothing fits the first message; what is told does; the states do not.
-    for fitting in (4, 100, 256):
+    # Next to nothing comes with the first message; some of what is told; all of it; and the states.
+    for first, small in ((2, 0), (2, 1000), (30, 1000), (100, 0), (200, 1000)):
         for entries, long in itertools.product((1, 50, 100, 300), (1, 20, 1000)):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(agreement, "_MESSAGE_ENTRIES", fitting)
+                patch.setattr(base_ranks, "_FIRST_ENTRIES", first)
+                patch.setattr(agreement, "_SMALLEST_ENTRIES", small)
+                patch.setattr(agreement, "_SMALL_ENTRIES", 0)
                 patch.setattr(exchange, "_BUCKET_ENTRIES", entries)
                 patch.setattr(exchange, "_LONG_ENTRIES", long)
                 patch.setattr(collectives, "_SUM_ENTRIES", entries)
@@ -222,9 +225,12 @@ def check_fewer_classes_than_ranks(rank, size):
 
 def check_number_of_messages(rank, size):
     """However many layers there are; small states are merged by those that agree on them."""
-    for width, exchanges in ((4, 0), (512, 2)):
+    # Of the ranks together: what they have, the answer; the rest of both where they are longer;
+    # rows to merge, merged rows.
+    for width, small, rests, exchanges in ((4, 0, 0, 0), (512, 2**18, 1, 0), (512, 0, 0, 2)):
         layers = {str(number): ClassScatter(10, width) for number in range(12)}
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(agreement, "_SMALL_ENTRIES", small)
             post, posted = distributed.batch_isend_irecv, []
             patch.setattr(
                 distributed,
@@ -234,9 +240,8 @@ def check_number_of_messages(rank, size):
             for name in ("all_reduce", "all_gather_object", "all_gather_into_tensor"):
                 patch.delattr(distributed, name)
             all_reduce_layers(layers)
-        # Of the ranks together: what they have, the answer; rows to merge, merged rows.
         others = size - 1
-        asked = [others, others] if rank == 0 else [1, 1]
+        asked = 2 * (1 + rests) * [others if rank == 0 else 1]
         assert posted == [*asked, *[2 * others] * exchanges]
 
 
@@ -338,11 +343,10 @@ def test_a_layer_on_devices_of_different_backends_is_refused(monkeypatch):
 def test_a_layer_that_rank_0_lacks_is_merged_on_the_cpu():
     """Rank 0 may have no such device."""
     state = class_scatter(torch.eye(2), torch.arange(2))
-    whole = agreement.Whole(state._moments, None)
-    found = agreement.Found.of(state)._replace(device_type="meta")
-    merged = agreement._merged(found, "fc", [{}, {"fc": whole}])
-    assert merged.moments.means.device.type == "cpu"
-    assert torch.equal(merged.moments.means, state.means)
+    found = {"fc": agreement.Found.of(state)._replace(device_type="meta")}
+    numbers = torch.cat(agreement._in_columns({"fc": agreement.Whole(state._moments, None)}, found))
+    merged = agreement._merged(found, [(torch.empty(0), {}), (numbers, found)])
+    assert torch.equal(merged, numbers)
 
 
 def test_long_rows_of_another_gpu_are_copied():
@@ -360,7 +364,7 @@ def _die(*arguments, **options):
 
 def _lose_a_rank(rank, size, store, results, how):
     join(rank, size, store, seconds=2)
-    width = 10_000 if how == "dead in the middle" else 2  # too wide for one message
+    width = 200_000 if how == "dead in the middle" else 2  # too wide for rank 0 alone
     s = class_scatter(torch.eye(2, width), torch.arange(2))
     before = s.state_dict()
     if rank == (0 if how == "dead before it answers" else 1):
