@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,6 +16,8 @@ _CONSULT_TAG = 0x64656570
 # Numbers of such a message that are sent before its length is known, 64 KiB: ten classes of 768
 # features, at no more than twice the time of the shortest message.
 _FIRST_ENTRIES = 1 << 13
+# The first of these: the length of the message, and the tag of its rest.
+_HEAD = 2
 
 
 class RankLostError(RuntimeError):
@@ -114,10 +117,14 @@ class Ranks(NamedTuple):
                 joined()
                 incoming.wait()
                 rooms = [_Room.of(first) for first in begun]
-                post([], [(i, room.rest) for i, room in zip(others, rooms, strict=True)]).wait()
+                rests = [
+                    post([], [(rank, room.rest)], room.tag)
+                    for rank, room in zip(others, rooms, strict=True)
+                ]
+                for rest in rests:
+                    rest.wait()
                 reply = answer([message, *(room.whole.cpu() for room in rooms)])
-                sent = [post([(rank, part) for rank in others], []) for part in self._cut(reply)]
-                for part in sent:
+                for part in self._send(reply, others, post):
                     part.wait()
                 return reply
             first = self._first_room()
@@ -125,9 +132,9 @@ class Ranks(NamedTuple):
                 # The receive comes first: an answer that is not waited for would be taken for that
                 # of the next call.
                 downward = post([], [(0, first)])
-                upward = [post([(0, part)], []) for part in self._cut(message)]
+                upward = self._send(message, [0], post)
             else:  # NCCL connects two ranks when they begin, and rank 0 receives before it sends
-                upward = [post([(0, part)], []) for part in self._cut(message)]
+                upward = self._send(message, [0], post)
                 downward = post([], [(0, first)])
             self._meet()
             joined()
@@ -135,20 +142,27 @@ class Ranks(NamedTuple):
                 part.wait()
             downward.wait()
             room = _Room.of(first)
-            post([], [(0, room.rest)]).wait()
+            post([], [(0, room.rest)], room.tag).wait()
             return room.whole.cpu()
 
     def _first_room(self) -> Tensor:
         """Return memory for what is first received of a message."""
         return torch.empty(_FIRST_ENTRIES, dtype=torch.float64, device=self.any_device)
 
-    def _cut(self, message: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is first sent of a message, its length before all else, and the rest."""
+    def _send(self, message: Tensor, receivers: Iterable[int], post: Post) -> list[Messages]:
+        """Begin to send a message to ranks, its first part and the rest."""
         first = message.new_zeros(_FIRST_ENTRIES)
-        first.view(torch.int64)[0] = len(message)
+        # The rest has a tag of its own: if a receiver is interrupted before it asks for it, the
+        # next call does not take it for another message.
+        head = len(message), secrets.randbits(31)
+        first.view(torch.int64)[:_HEAD] = torch.tensor(head)
         begin, rest = message.split_with_sizes(_cuts(len(message)))
-        first[1 : 1 + len(begin)] = begin
-        return first.to(self.any_device), rest.to(self.any_device)
+        first[_HEAD : _HEAD + len(begin)] = begin
+        sent = []
+        for part, tag in ((first, _CONSULT_TAG), (rest, head[1])):
+            moved = part.to(self.any_device)
+            sent.append(post([(rank, moved) for rank in receivers], [], tag))
+        return sent
 
     @contextlib.contextmanager
     def messages(self, tag: int) -> Iterator[Post]:
@@ -161,11 +175,12 @@ class Ranks(NamedTuple):
         Parameters
         ----------
         tag
-            The same on all ranks; with gloo, messages of another tag are not taken for these.
+            The same on all ranks, and that of a call of ``post`` that names none; with gloo,
+            messages of another tag are not taken for these.
         """
         posted: list[Messages] = []
 
-        def post(outgoing: Mail, incoming: Mail) -> Messages:
+        def post(outgoing: Mail, incoming: Mail, tag: int = tag) -> Messages:
             operations = [
                 distributed.P2POp(operation, tensor, group=self.group, tag=tag, group_peer=rank)
                 for operation, mail in (
@@ -236,23 +251,24 @@ class _Room(NamedTuple):
 
     whole: Tensor
     rest: Tensor
+    tag: int  # of the rest
 
     @classmethod
     def of(cls, first: Tensor) -> _Room:
         """Make room for the message that `first` begins."""
-        length = int(first[:1].view(torch.int64))
+        length, tag = first[:_HEAD].view(torch.int64).tolist()
         begun, awaited = _cuts(length)
-        begin = first[1 : 1 + begun]
+        begin = first[_HEAD : _HEAD + begun]
         if not awaited:
-            return cls(begin, first[:0])
+            return cls(begin, first[:0], tag)
         whole = first.new_empty(length)
         whole[:begun] = begin
-        return cls(whole, whole[begun:])
+        return cls(whole, whole[begun:], tag)
 
 
 def _cuts(length: int) -> list[int]:
-    """Return how many numbers of a message come first, beside its length, and how many later."""
-    begin = min(length, _FIRST_ENTRIES - 1)
+    """Return how many numbers of a message come in its first part, and how many in the rest."""
+    begin = min(length, _FIRST_ENTRIES - _HEAD)
     return [begin, length - begin]
 
 
@@ -271,7 +287,13 @@ class Messages:
 
 
 Mail = Iterable[tuple[int, Tensor]]  # tensors, and the ranks they go to or come from
-Post = Callable[[Mail, Mail], Messages]
+
+
+class Post(Protocol):
+    """The function of `Ranks.messages`."""
+
+    def __call__(self, outgoing: Mail, incoming: Mail, tag: int = ..., /) -> Messages:
+        """Begin to send and to receive."""
 
 
 def _gloo_timeout(group: Any) -> timedelta | None:
