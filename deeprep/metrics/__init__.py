@@ -17,9 +17,12 @@ from deeprep.metrics.cosines import (
     closest_pairs,
     discrimination,
 )
+from deeprep.metrics.covariance import alpha_req, covariance_eigenvalues, participation_ratio
+from deeprep.metrics.decompositions import Decompositions
 from deeprep.metrics.directional import directional_cdnv
 from deeprep.metrics.geometry import equiangularity, equinorm, etf_error, gnc2
 from deeprep.metrics.leave_one_out import Jackknife, jackknife
+from deeprep.metrics.separation import h_score, lidar, separation_fuzziness, vci
 from deeprep.metrics.spectrum import (
     ClassRanks,
     class_ranks,
@@ -33,15 +36,18 @@ from deeprep.metrics.spectrum import (
 __all__ = [
     "ClassRanks",
     "ClosestClasses",
+    "Decompositions",
     "Jackknife",
     "LinearProbe",
     "PerClass",
+    "alpha_req",
     "cdnv",
     "cdnv_per_class",
     "class_ranks",
     "closest_classes",
     "closest_pairs",
     "compression",
+    "covariance_eigenvalues",
     "directional_cdnv",
     "discrimination",
     "effective_rank",
@@ -49,15 +55,20 @@ __all__ = [
     "equinorm",
     "etf_error",
     "gnc2",
+    "h_score",
     "jackknife",
+    "lidar",
     "nc1",
     "ncc_accuracy",
     "nearest_class",
     "numerical_rank",
+    "participation_ratio",
     "per_class",
     "probe",
     "rankme",
     "self_duality",
+    "separation_fuzziness",
     "singular_values",
     "stable_rank",
+    "vci",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ from deeprep.state import ClassScatter
 TILE_ENTRIES = 1 << 22
 
 EPS = torch.finfo(torch.float64).eps
+
+
+class Span(NamedTuple):
+    """The singular values (r,) and right singular vectors (r, d) of means, without rounding."""
+
+    singular: Tensor
+    vectors: Tensor
 
 
 def present_classes(s: ClassScatter, statistic: str, *, at_least: int = 2) -> Tensor:
@@ -66,6 +73,25 @@ def norms_around(s: ClassScatter, present: Tensor, center: Tensor, rounding: flo
 def present_means(s: ClassScatter, present: Tensor) -> Tensor:
     """Return the means (P, d) of the classes with samples: the state's own where none is empty."""
     return s.means if len(present) == s.num_classes else s.means[present]
+
+
+def triangular(rows: Tensor) -> Tensor:
+    """Return rows (P, d), or, of more than d of them, their factor R (d, d), R'R = rows'rows."""
+    return torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows
+
+
+def span_of_means(centered: Tensor, classes: int, rounding: float) -> Span | None:
+    """Decompose centred means (P, d); None where only `rounding_of_means` is left of them.
+
+    `centered` are those of so many classes, or a factor R (., d) of them, which has the same
+    singular values and right singular vectors. Singular values up to max(P, d) eps of the largest
+    are left out, with their vectors.
+    """
+    relative = max(classes, centered.shape[1]) * EPS
+    _, singular, vectors = torch.linalg.svd(triangular(centered), full_matrices=False)
+    # Centring leaves one direction of mere rounding: the combination of the means that is mu_G.
+    kept = singular > max(rounding * classes**0.5, relative * float(singular[0]))
+    return Span(singular[kept], vectors[kept]) if bool(kept.any()) else None
 
 
 def directions(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deeprep.metrics import class_means, undefined
+from deeprep.metrics.decompositions import Decompositions, spread_over_means
 from deeprep.state import ClassScatter, Weighting
 
 
@@ -78,13 +79,13 @@ def compression_of_corrected_traces(within: float, between: float, rounding: flo
     return undefined.ratio(within, between, "compression", reason)
 
 
-def nc1(s: ClassScatter) -> float:
+def nc1(s: ClassScatter | Decompositions) -> float:
     """Variability collapse NC1 = Tr(Sigma_W Sigma_B^+) / K, K the number of classes with samples.
 
-    Needs a state with ``full=True``. The pseudo-inverse comes from the singular values s_j and
-    right singular vectors v_j of the (K, d) centred means: NC1 = sum_j v_j' Sigma_W v_j / s_j^2
-    over s_j > s_max max(K, d) eps, and above the rounding of the means. Inverting the (d, d)
-    Sigma_B instead would square the condition number of the means.
+    ``s`` is a state with ``full=True``, or its :class:`Decompositions`. The pseudo-inverse comes
+    from the singular values s_j and right singular vectors v_j of the (K, d) centred means:
+    NC1 = sum_j v_j' Sigma_W v_j / s_j^2 over s_j > s_max max(K, d) eps, and above the rounding of
+    the means. Inverting the (d, d) Sigma_B instead would square the condition number of the means.
 
     inf or nan with a warning where all class means coincide.
 
@@ -107,32 +108,18 @@ def nc1(s: ClassScatter) -> float:
     >>> round(deeprep.metrics.nc1(s), 12)
     0.125
     """
-    present = class_means.present_classes(s, "nc1")
-    within = s.within
-    if not undefined.is_finite(s, "nc1", within):
+    parts = Decompositions.of(s)
+    if not parts.are_finite("nc1", at_least=2):
         return float("nan")
-    centered = class_means.centered_means(s, present)
-    value = nc1_of_means(centered, len(present), within, class_means.rounding_of_means(s))
-    return undefined.ratio(s.trace_within, 0.0, "nc1") if value is None else value
+    if parts.span is None:
+        return undefined.ratio(parts.state.trace_within, 0.0, "nc1")
+    return spread_over_means(parts.span, parts.within)
 
 
 def nc1_of_means(centered: Tensor, classes: int, within: Tensor, rounding: float) -> float | None:
-    """NC1 of centred means and Sigma_W (d, d); None where only `rounding_of_means` is left of them.
-
-    `centered` are those of so many classes, (P, d), or a factor R (., d) of them, which has the
-    same singular values and right singular vectors.
-    """
-    relative = max(classes, centered.shape[1]) * class_means.EPS
-    if centered.shape[0] > centered.shape[1]:  # R is only (d, d)
-        centered = torch.linalg.qr(centered, mode="r").R
-    _, singular, vectors = torch.linalg.svd(centered, full_matrices=False)
-    # Centring leaves one direction of mere rounding: the combination of the means that is mu_G.
-    kept = singular > max(rounding * classes**0.5, relative * float(singular[0]))
-    if not bool(kept.any()):
-        return None
-    directions = vectors[kept]
-    spread = ((directions @ within) * directions).sum(dim=1).clamp_(min=0.0)
-    return float((spread / singular[kept].square()).sum())
+    """NC1 of what :func:`span_of_means` takes and Sigma_W (d, d); None where there is no span."""
+    span = class_means.span_of_means(centered, classes, rounding)
+    return None if span is None else spread_over_means(span, within)
 
 
 def cdnv(s: ClassScatter) -> float:

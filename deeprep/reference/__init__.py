@@ -21,6 +21,11 @@ from deeprep.reference.collapse import (
     jackknife,
     nc1,
 )
+from deeprep.reference.covariance import (
+    alpha_req,
+    covariance_eigenvalues,
+    participation_ratio,
+)
 from deeprep.reference.geometry import (
     closest_classes,
     closest_pairs,
@@ -31,6 +36,7 @@ from deeprep.reference.geometry import (
     gnc2,
 )
 from deeprep.reference.scatter import ReferenceScatter, class_scatter
+from deeprep.reference.separation import h_score, lidar, separation_fuzziness, vci
 from deeprep.reference.spectrum import (
     class_ranks,
     effective_rank,
@@ -42,6 +48,7 @@ from deeprep.reference.spectrum import (
 
 __all__ = [
     "ReferenceScatter",
+    "alpha_req",
     "cdnv",
     "cdnv_per_class",
     "class_ranks",
@@ -49,6 +56,7 @@ __all__ = [
     "closest_classes",
     "closest_pairs",
     "compression",
+    "covariance_eigenvalues",
     "directional_cdnv",
     "discrimination",
     "effective_rank",
@@ -56,15 +64,20 @@ __all__ = [
     "equinorm",
     "etf_error",
     "gnc2",
+    "h_score",
     "jackknife",
+    "lidar",
     "nc1",
     "ncc_accuracy",
     "nearest_class",
     "numerical_rank",
+    "participation_ratio",
     "per_class",
     "probe",
     "rankme",
     "self_duality",
+    "separation_fuzziness",
     "singular_values",
     "stable_rank",
+    "vci",
 ]

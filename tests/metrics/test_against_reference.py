@@ -197,6 +197,63 @@ def test_nc1(problem):
     assert metrics.nc1(s) == near(reference.nc1(features, labels), features)
 
 
+def eigenvalues_are_clear(matrix):
+    """Whether none is so small that the reference, which squares, cannot tell it from zero."""
+    values = np.linalg.eigvalsh(matrix)
+    return not np.any((values > 1e-14 * values[-1]) & (values < 1e-6 * values[-1]))
+
+
+@pytest.mark.parametrize("name", ["separation_fuzziness", "h_score", "vci"])
+@settings(max_examples=80, deadline=None)
+@given(problem=problems([np.float64]))
+def test_separation(name, problem):
+    features, labels, num_classes = problem
+    r = reference.class_scatter(features, labels)
+    weighted = r.centered_means * np.sqrt(r.counts[r.present] / r.num_samples)[:, None]
+    between = weighted.T @ weighted
+    assume(eigenvalues_are_clear(between))
+    assume(eigenvalues_are_clear(r.within + between))
+    s = deeprep.class_scatter(features, labels, num_classes, full=True)
+    assert getattr(metrics, name)(s) == near(getattr(reference, name)(features, labels), features)
+
+
+@settings(max_examples=80, deadline=None)
+@given(problem=problems(), delta=st.sampled_from([1e-4, 0.1]))
+def test_lidar(problem, delta):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes, full=True)
+    expected = value_or_error(lambda: reference.lidar(features, labels, delta))
+    found = value_or_error(lambda: metrics.lidar(s, delta))
+    if expected == "undefined":
+        assert found == expected
+        return
+    # In float32 the rounding of S takes its part of a small delta.
+    relative = 1e-7 if features.dtype == np.float64 else 1e-3 if delta == 0.1 else 0.5
+    assert found == pytest.approx(expected, rel=relative)
+
+
+@settings(max_examples=80, deadline=None)
+@given(problem=problems(), first=st.integers(1, 3), last=st.sampled_from([3, 6, 100]))
+def test_spectrum_of_the_covariance(problem, first, last):
+    features, labels, num_classes = problem
+    s = deeprep.class_scatter(features, labels, num_classes, full=True)
+    expected = reference.covariance_eigenvalues(features, labels)
+    found = metrics.covariance_eigenvalues(s)
+    scale = np.square(features, dtype=np.float64).sum(axis=1).mean()
+    resolved = (4e-7 if features.dtype == np.float32 else 1e-14) * max(scale, 1.0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=resolved)
+    ratio = reference.participation_ratio(features, labels)
+    assume(expected[0] == 0 or expected[0] > 1e4 * resolved)
+    assert metrics.participation_ratio(s) == pytest.approx(ratio, rel=1e-3)
+    assert metrics.participation_ratio(found) == pytest.approx(ratio, rel=1e-3)
+    if last >= first + 2:
+        assume(not np.any((expected > 0) & (expected < 1e4 * resolved)))
+        alpha = reference.alpha_req(features, labels, first, last)
+        assert metrics.alpha_req(s, first, last) == pytest.approx(
+            alpha, rel=1e-3, abs=1e-3, nan_ok=True
+        )
+
+
 @settings(max_examples=40, deadline=None)
 @given(problem=problems(), threshold=st.sampled_from([0.5, 0.9, 0.95]))
 def test_spectrum(problem, threshold):

@@ -41,8 +41,11 @@ METRICS = {
         for name in (
             *("cdnv", "effective_rank", "equiangularity", "equinorm", "etf_error", "gnc2", "nc1"),
             *("numerical_rank", "rankme", "stable_rank"),
+            *("alpha_req", "h_score", "lidar", "participation_ratio", "separation_fuzziness"),
+            "vci",
         )
     },
+    "covariance_eigenvalues": lambda s: metrics.covariance_eigenvalues(s).tolist(),
     "closest_pairs": lambda s: [pair.cosine for pair in metrics.closest_pairs(s, 5)],
     "cdnv_per_class": lambda s: metrics.cdnv_per_class(s).tolist(),
     "jackknife": lambda s: list(metrics.jackknife(s)),

@@ -99,6 +99,7 @@ def test_state_is_left_alone():
     before = {k: v.clone() for k, v in s.state_dict().items() if isinstance(v, torch.Tensor)}
     for name in filter(str.islower, metrics.__all__):
         extra = {
+            "alpha_req": (1, 6),
             "class_ranks": (torch.randn(4, 6), torch.arange(4)),
             "closest_pairs": (3,),
             "directional_cdnv": (torch.randn(4, 6), torch.arange(4)),
