@@ -33,6 +33,7 @@ from deeprep.models.load import load_model
 from deeprep.models.loaded import LoadedModel
 from deeprep.models.weights import weight_files
 from deeprep.probe import LayerProbe
+from deeprep.report.full_metrics import OF_FULL
 from deeprep.report.layer_metrics import Metrics, choose_metrics
 from deeprep.run.device import choose_device, own_device
 
@@ -79,7 +80,6 @@ Examples:
 _BATCH_SIZE = 128
 _AS_IN_A_RUN = "(default: {}; for a run directory, as in the run)"
 _Flag = Annotated[bool, FlagCreatePairsOff]
-_OF_FULL = ("nc1", "numerical_rank", "effective_rank", "stable_rank", "rankme")
 _OF_ACCURACY = ("probe_accuracy", "ncc_accuracy", "directional_cdnv")
 _DATA_FLAGS = ("download", "classes", "samples_per_class", "normalize", "image_size")
 
@@ -137,7 +137,7 @@ class Analyze:
     over the tokens that are no padding, the first or the last token; or a row a token. Outputs
     (N, d) are taken as they are."""
     full: _Flag = False
-    """Also NC1 and the ranks, which need d x d sums; for layers of up to 2048 features."""
+    """Also NC1, VCI, ranks and others, which need d x d sums; for layers of up to 2048 features."""
     accuracy: _Flag = False
     """Also the training accuracy of the nearest class mean and, with --full, of the least-squares
     probe, and the directional CDNV, by one more pass."""
@@ -155,7 +155,8 @@ class Analyze:
         arg(metavar="NAME...", help_behavior_hint="(default: all that take seconds; repeatable)"),
     ] = ()
     """Metrics to have besides C_l and D_l: cdnv, equinorm, equiangularity, etf_error, gnc2 and,
-    with --full, nc1, numerical_rank, effective_rank, stable_rank, rankme."""
+    with --full, nc1, separation_fuzziness, h_score, vci, lidar, participation_ratio, alpha_req,
+    numerical_rank, effective_rank, stable_rank, rankme."""
 
     batch_size: int = _BATCH_SIZE
     """Samples that the model is given at once."""
@@ -205,7 +206,7 @@ class Analyze:
         """Return the metrics that flags name, or stand for."""
         return [
             *(name for names in self.metrics for name in names),
-            *(_OF_FULL if self.full else ()),
+            *(OF_FULL if self.full else ()),
             *(_OF_ACCURACY if self.accuracy else ()),
         ]
 

@@ -200,7 +200,8 @@ def _result(scatter: ClassScatter, name: str) -> Result:
 
 def _statistics(scatter: ClassScatter, name: str) -> dict[str, Any]:
     """Everything that is printed, as plain data for strict JSON: nan and inf become text."""
-    report = LayerReport.from_scatters({name: scatter})
+    ranks = ("nc1", "numerical_rank", "effective_rank") if scatter.full else ()
+    report = LayerReport.from_scatters({name: scatter}, metrics=ranks)
     metrics = report.to_dict()["layers"][0]
     traces: dict[str, float | None] = dict.fromkeys(("trace_within", "trace_between"))
     if scatter.num_samples > 0:
@@ -208,7 +209,6 @@ def _statistics(scatter: ClassScatter, name: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of classes without samples: they are named below
             traces["trace_within"] = scatter.trace_within
             traces["trace_between"] = scatter.trace_between()
-    ranks = ("nc1", "numerical_rank", "effective_rank") if scatter.full else ()
     return {
         "name": name,
         "num_samples": scatter.num_samples,

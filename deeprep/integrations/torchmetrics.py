@@ -46,7 +46,8 @@ class ClassScatterMetric(Metric):
         D, to be checked; default: that of the first batch after a `reset`.
     metrics
         What `compute` returns: names in `deeprep.metrics`, among compression, discrimination, cdnv,
-        equinorm, equiangularity, etf_error and gnc2, and with ``full=True`` nc1, numerical_rank,
+        equinorm, equiangularity, etf_error and gnc2, and with ``full=True`` nc1,
+        separation_fuzziness, h_score, vci, lidar, participation_ratio, alpha_req, numerical_rank,
         effective_rank, stable_rank and rankme; or a mapping of any names to functions of a
         ClassScatter. One name alone, as a string, makes `compute` return one tensor.
     full

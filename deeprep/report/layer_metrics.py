@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from deeprep import metrics
-from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import ClosestClasses, class_means, undefined
 from deeprep.metrics.cosines import search_pairs
+from deeprep.report.full_metrics import OF_FULL, measure_full
+from deeprep.report.notes import NO_SAMPLES, ONE_CLASS, are, defined, merged
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.statistics import left_out
 
-Value = TypeVar("Value")
 Metrics = Literal["auto"] | Sequence[str]
 
 ALWAYS = ("compression", "discrimination")
 _OF_MEANS = ("equinorm",)
 _OF_PAIRS = ("cdnv", "equiangularity", "etf_error", "gnc2")
-_OF_SPECTRUM = ("numerical_rank", "effective_rank", "stable_rank", "rankme")
-_OF_PRODUCTS = ("nc1", *_OF_SPECTRUM)
-CHOOSABLE = (*_OF_PAIRS, *_OF_MEANS, *_OF_PRODUCTS)
+CHOOSABLE = (*_OF_PAIRS, *_OF_MEANS, *OF_FULL)
 
 # K^2 d up to which "auto" compares all pairs of classes anew for these metrics: it then takes some
 # seconds a layer at most. At K = 10^4 and d = 4096 it would be minutes.
@@ -35,10 +33,6 @@ PAIR_WORK = 2e10
 # All pairs of up to 64 classes are kept, 2016 numbers; of more classes, the closest 50.
 CLASSES_WITH_ALL_PAIRS = 64
 CLOSEST_PAIRS = 50
-
-
-NO_SAMPLES = "no samples: there was no batch, or every label was ignored"
-ONE_CLASS = "one class with samples: nothing that compares two classes is defined"
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,16 @@ class LayerMetrics:
     etf_error: float | None = None
     gnc2: float | None = None
     nc1: float | None = None
+    separation_fuzziness: float | None = None
+    h_score: float | None = None
+    vci: float | None = None
+    lidar: float | None = None
     numerical_rank: int | None = None
     effective_rank: float | None = None
     stable_rank: float | None = None
     rankme: float | None = None
+    participation_ratio: float | None = None
+    alpha_req: float | None = None
     probe_accuracy: float | None = None
     ncc_accuracy: float | None = None
     closest_pairs: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
@@ -110,7 +110,7 @@ def choose_metrics(asked: Metrics, *, full: bool) -> frozenset[str] | None:
     for name in asked:
         if name not in (*ALWAYS, *CHOOSABLE):
             raise ValueError(f"metrics holds {name!r}, expected some of {', '.join(CHOOSABLE)}")
-        if name in _OF_PRODUCTS and not full:
+        if name in OF_FULL and not full:
             raise ValueError(
                 f"metrics holds {name!r}, which needs states with full=True; all have full=False"
             )
@@ -133,7 +133,7 @@ def measure_layer(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         values = _of_classes(scatter, weighting, corrected, jackknife, chosen, notes)
-        values |= _of_products(scatter, chosen, notes)
+        values |= measure_full(scatter, chosen, notes)
     if scores is not None:
         values |= {
             "probe_accuracy": scores.probe_accuracy,
@@ -141,32 +141,7 @@ def measure_layer(
             "directional_cdnv": scores.directional_cdnv,
         }
     notes += [str(warning.message) for warning in caught]
-    return LayerMetrics(index, name, scatter.num_features, **values), _merge(notes)
-
-
-def _merge(notes: list[str]) -> list[str]:
-    """Name the metrics that are nan for one reason in one note."""
-    reasons: dict[str, list[str]] = {}
-    for note in dict.fromkeys(notes):
-        statistic, is_nan, reason = note.partition(" is nan: ")
-        reasons.setdefault(reason if is_nan else note, []).append(statistic)
-    return [
-        reason if statistics == [reason] else f"{_listed(statistics)} nan: {reason}"
-        for reason, statistics in reasons.items()
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
-
-
-def _defined(notes: list[str], compute: Callable[..., Value], *arguments: Any) -> Value | None:
-    """Call `compute`; None and a note where the statistic is not defined."""
-    try:
-        return compute(*arguments)
-    except UndefinedStatisticError as error:
-        notes.append(str(error))
-        return None
+    return LayerMetrics(index, name, scatter.num_features, **values), merged(notes)
 
 
 def _of_classes(
@@ -191,14 +166,14 @@ def _of_classes(
         return dict.fromkeys((*ALWAYS, *names), math.nan)
     spanned = _in_span_of_means(s, present) if names else s
     values: dict[str, Any] = {
-        "compression": _defined(notes, metrics.compression, s, weighting, corrected),
+        "compression": defined(notes, metrics.compression, s, weighting, corrected),
         **_of_cosines(s, found),
         **{name: getattr(metrics, name)(spanned) for name in names},
     }
     if found <= CLASSES_WITH_ALL_PAIRS or (chosen is None and affordable):
         values["closest_pairs_centered"] = _centered_pairs(spanned, found)
     if jackknife:
-        errors = _defined(notes, metrics.jackknife, s, weighting, corrected)
+        errors = defined(notes, metrics.jackknife, s, weighting, corrected)
         if errors is not None:
             values["compression_error"] = errors.compression
             values["discrimination_error"] = errors.discrimination
@@ -217,7 +192,7 @@ def _chosen_of_classes(
     if affordable:
         return [*_OF_PAIRS, *_OF_MEANS]
     notes.append(
-        f"{_listed(_OF_PAIRS)} left out: to compare all pairs of classes takes K^2 d = "
+        f"{are(_OF_PAIRS)} left out: to compare all pairs of classes takes K^2 d = "
         f"{classes**2 * s.num_features:.1e} products, more than {PAIR_WORK:.0e}; "
         "metrics=[...] with their names has them"
     )
@@ -261,29 +236,3 @@ def _pairs_kept(classes: int) -> int:
 
 def _rounded(pairs: tuple[ClosestClasses, ...]) -> tuple[ClosestClasses, ...]:
     return tuple(pair._replace(cosine=round(pair.cosine, 6)) for pair in pairs)
-
-
-def _of_products(
-    s: ClassScatter, chosen: frozenset[str] | None, notes: list[str]
-) -> dict[str, Any]:
-    """NC1 and the ranks, which need the (d, d) scatter; the ranks share one eigendecomposition."""
-    found = undefined.count_present(s)
-    names = [name for name in _OF_PRODUCTS if chosen is None or name in chosen]
-    if not s.full:
-        if chosen is not None and names:
-            notes.append(f"{_listed(names)} left out: this state has full=False")
-        return {}
-    if not found:  # of which `_of_classes` has told
-        return {}
-    if s.nonfinite_classes:  # of which `_of_classes` has told
-        return {name: None if name == "numerical_rank" else math.nan for name in names}
-    values: dict[str, Any] = {}
-    if "nc1" in names and found > 1:
-        values["nc1"] = metrics.nc1(s)
-    ranks = [name for name in names if name in _OF_SPECTRUM]
-    if ranks:
-        spectrum = metrics.singular_values(s)
-        values |= {name: getattr(metrics, name)(spectrum) for name in ranks}
-        if values.get("numerical_rank", 0) < 0:  # products that overflowed
-            values["numerical_rank"] = None
-    return values

@@ -15,9 +15,8 @@ from deeprep.base import strict_json
 from deeprep.base.console import stdout_console
 from deeprep.base.paths import atomic_path, write_text
 from deeprep.metrics import ClosestClasses
+from deeprep.report import notes
 from deeprep.report.layer_metrics import (
-    NO_SAMPLES,
-    ONE_CLASS,
     LayerMetrics,
     LayerScores,
     choose_metrics,
@@ -105,9 +104,10 @@ class LayerReport:
         options = report_options(options, **changes)
         names = _check_class_names(options.class_names, first.num_classes)
         chosen = choose_metrics(options.metrics, full=any(s.full for s in scatters.values()))
-        rows, messages = [], []
+        rows = []
+        found: dict[str, list[str]] = {}
         for index, (name, scatter) in enumerate(scatters.items()):
-            row, notes = measure_layer(
+            row, found[name] = measure_layer(
                 index,
                 name,
                 scatter,
@@ -118,13 +118,12 @@ class LayerReport:
                 chosen=chosen,
             )
             rows.append(row)
-            messages += [f"layer {name!r}: {note}" for note in notes]
         return cls(
             rows,
             first.num_samples,
             first.num_classes,
             options.weighting,
-            messages,
+            notes.of_layers(found),
             options.corrected,
             names,
         )
@@ -141,8 +140,19 @@ class LayerReport:
         """Line through D_l against l for the layers l >= 1; None below three points."""
         return _fit(self.layers, "discrimination", float, -math.inf)
 
+    @property
+    def separation_fit(self) -> LineFit | None:
+        """Line through log10 of separation_fuzziness against l, l >= 1; None below three points.
+
+        The law of equi-separation (He, Su 2023) says that its `correlation` is near -1.
+        """
+        return _fit(self.layers, "separation_fuzziness", math.log10, 0.0)
+
     def summary(self) -> str:
-        """Two lines: the fitted rates of C_l and D_l, with their R^2; or why there is none."""
+        """The fitted rates of C_l and D_l, with their R^2, or why there is none, a line each.
+
+        And that of the separation fuzziness, where it was measured.
+        """
         compression, discrimination = self.compression_fit, self.discrimination_fit
         if compression is None and discrimination is None:
             return f"no rate of C_l or D_l: {self._why_no_fit()}"
@@ -160,13 +170,20 @@ class LayerReport:
             )
         else:
             lines.append(f"no rate of D_l: it is finite {few}")
+        separation = self.separation_fit
+        if separation is not None:
+            lines.append(
+                "fuzziness      Tr(SS_W SS_B^+) is multiplied by "
+                f"{10**separation.slope:.3g} a layer "
+                f"(its log against l, l >= 1: correlation = {separation.correlation:+.3f})"
+            )
         return "\n".join(lines)
 
     def _why_no_fit(self) -> str:
         if self.num_samples == 0:
-            return NO_SAMPLES
+            return notes.NO_SAMPLES
         if all(layer.compression is layer.discrimination is None for layer in self.layers):
-            return ONE_CLASS
+            return notes.ONE_CLASS
         hidden = len(self.layers) - 1
         if hidden < _FITTED:
             found = ("no hidden layer", "one hidden layer", "two hidden layers")[hidden]
@@ -265,9 +282,9 @@ class LayerReport:
         return text.getvalue().rstrip("\n")
 
     def _repr_html_(self) -> str:
-        notes = [*self.summary().splitlines(), *(f"warning: {text}" for text in self.warnings)]
+        lines = [*self.summary().splitlines(), *(f"warning: {text}" for text in self.warnings)]
         return html_table(self._content()) + "".join(
-            f"<div>{html.escape(note)}</div>" for note in notes
+            f"<div>{html.escape(line)}</div>" for line in lines
         )
 
     def plot(self, path: str | Path | None = None) -> Figure:

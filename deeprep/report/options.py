@@ -28,9 +28,10 @@ class ReportOptions:
         Also standard errors over classes, see `metrics.jackknife`.
     metrics
         Names of `LayerMetrics` to have besides compression and discrimination. "auto" is all that
-        the states allow: nc1 and the ranks need ``full=True``; what visits all pairs of classes
-        anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a note in the report's
-        `warnings`, where K^2 d is above 2e10.
+        the states allow: nc1, separation_fuzziness, h_score, vci, lidar, participation_ratio,
+        alpha_req and the ranks need ``full=True``, alpha_req also 13 features; what visits all
+        pairs of classes anew (cdnv, equiangularity, etf_error, gnc2) is left out, with a note in
+        the report's `warnings`, where K^2 d is above 2e10.
     class_names
         (K,) names to show in place of numbers.
 

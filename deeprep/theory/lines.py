@@ -29,6 +29,19 @@ class LineFit:
     r_squared: float
     residuals: tuple[float, ...]
 
+    @property
+    def correlation(self) -> float:
+        """Pearson's correlation of x and y, the root of R^2 with the sign of the slope.
+
+        nan for a constant y, of which it is not defined.
+
+        >>> fit_line([1, 2, 3], [9.0, 7.0, 5.0]).correlation
+        -1.0
+        """
+        if self.slope == 0.0 and self.r_squared == 1.0:
+            return math.nan
+        return math.copysign(math.sqrt(max(self.r_squared, 0.0)), self.slope)
+
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
     """Fit y = slope * x + intercept by ordinary least squares.

@@ -69,7 +69,9 @@ def test_one_name_computes_to_one_tensor_and_names_need_their_state():
 
 def test_every_metric_offered_can_be_computed():
     names = (*ALWAYS, *CHOOSABLE)
-    values = fill(ClassScatterMetric(NUM_CLASSES, metrics=names, full=True), make_batches())
+    # alpha_req fits a line to the eigenvalues from number 11 on.
+    wide = [(torch.cat([x, torch.randn(len(x), 12)], dim=1), y) for x, y in make_batches()]
+    values = fill(ClassScatterMetric(NUM_CLASSES, metrics=names, full=True), wide)
     assert all(value.isfinite() for value in values.compute().values())
 
 

@@ -9,8 +9,9 @@ import torch
 
 import deeprep
 from deeprep import LayerReport, metrics
-from deeprep.report import LayerScores, layer_metrics
+from deeprep.report import LayerScores, full_metrics, layer_metrics
 
+OF_FULL = full_metrics.OF_FULL
 OF_CLASSES = ("cdnv", "equinorm", "equiangularity", "etf_error", "gnc2")
 
 
@@ -34,7 +35,10 @@ def test_metrics_are_those_of_deeprep_metrics(classes, features):
     assert layer.compression == deeprep.compression(s)
     assert layer.discrimination == deeprep.discrimination(s)
     assert layer.closest_classes == metrics.closest_classes(s)[:2]
-    for name in (*OF_CLASSES, "nc1", "effective_rank", "stable_rank", "rankme"):
+    for name in (*OF_CLASSES, *OF_FULL):
+        if name == "alpha_req" and features < 13:
+            assert layer.alpha_req is None
+            continue
         expected = getattr(metrics, name)(s)
         assert getattr(layer, name) == pytest.approx(expected, rel=1e-9, abs=1e-12, nan_ok=True)
     assert layer.numerical_rank == metrics.numerical_rank(s)
@@ -136,6 +140,52 @@ def test_a_mean_without_direction_leaves_the_compression():
     assert math.isnan(layer.discrimination)
     assert layer.closest_classes is None
     assert any("discrimination is nan: the means of 1 class (0) are zero" in n for n in notes)
+
+
+def test_alpha_is_left_out_of_narrow_layers_unless_it_is_named():
+    narrow = scatter(5, 4, full=True)
+    layer, notes = measure(narrow)
+    assert layer.alpha_req is None
+    assert layer.participation_ratio == metrics.participation_ratio(narrow)
+    assert notes == []
+    layer, notes = measure(narrow, metrics=["alpha_req"])
+    assert math.isnan(layer.alpha_req)
+    assert "alpha_req is nan: 4 eigenvalues are above rounding" in notes[0]
+
+
+def test_lidar_of_single_samples_is_a_note():
+    layer, notes = measure(deeprep.class_scatter(torch.eye(5), torch.arange(5), full=True))
+    assert layer.lidar is None
+    assert layer.vci == pytest.approx(0.0, abs=1e-9)
+    assert any("lidar needs at least two samples in one class" in note for note in notes)
+
+
+def test_one_class_has_a_spectrum_and_nothing_that_compares_two():
+    labels = torch.zeros(30, dtype=torch.int64)
+    layer, notes = measure(deeprep.class_scatter(torch.randn(30, 20), labels, full=True))
+    assert layer.vci is layer.h_score is layer.lidar is layer.separation_fuzziness is None
+    assert layer.participation_ratio > 1
+    assert layer.alpha_req > 0
+    assert len(notes) == 1
+
+
+def test_no_decomposition_is_computed_twice(monkeypatch):
+    s = scatter(5, 40, full=True)
+    seen = []
+    for name in ("svd", "eigh", "eigvalsh", "cholesky_ex"):
+        original = getattr(torch.linalg, name)
+
+        def watched(matrix, *args, original=original, name=name, **options):
+            seen.append((name, matrix.clone()))
+            return original(matrix, *args, **options)
+
+        monkeypatch.setattr(torch.linalg, name, watched)
+    measure(s)
+    # The means; T and Z'Z; T and Sigma_w. Thirty samples leave T and Sigma_w without an inverse.
+    assert [name for name, _ in seen] == ["svd", "cholesky_ex", "eigh", "cholesky_ex", "eigvalsh"]
+    for index, (name, matrix) in enumerate(seen):
+        others = [other for kind, other in seen[:index] if kind == name]
+        assert not any(torch.equal(matrix, other) for other in others)
 
 
 def test_jackknife_and_correction_are_passed_on():

@@ -13,6 +13,17 @@ from deeprep.theory import (
 )
 
 
+def test_correlation_of_a_line_is_pearsons():
+    rng = np.random.default_rng(0)
+    for slope in (-2.0, 0.3):
+        x = rng.standard_normal(20)
+        y = slope * x + rng.standard_normal(20)
+        expected = np.corrcoef(x, y)[0, 1]
+        assert fit_line(x, y).correlation == pytest.approx(expected, rel=1e-9)
+    assert math.isnan(fit_line([1, 2, 3], [4.0, 4.0, 4.0]).correlation)
+    assert fit_line([-1, 0, 1], [1.0, 0.0, 1.0]).correlation == 0.0
+
+
 def test_fit_line_agrees_with_numpy():
     rng = np.random.default_rng(0)
     x = rng.normal(size=20)

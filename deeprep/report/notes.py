@@ -1,0 +1,63 @@
+"""What a report says of the metrics that are not there, or are nan, each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from deeprep.base.validate import UndefinedStatisticError
+
+Value = TypeVar("Value")
+
+NO_SAMPLES = "no samples: there was no batch, or every label was ignored"
+ONE_CLASS = "one class with samples: nothing that compares two classes is defined"
+
+
+def defined(notes: list[str], compute: Callable[..., Value], *arguments: Any) -> Value | None:
+    """Call `compute`; None and a note where the statistic is not defined."""
+    try:
+        return compute(*arguments)
+    except UndefinedStatisticError as error:
+        notes.append(str(error))
+        return None
+
+
+def are(names: Sequence[str]) -> str:
+    """Name metrics, and begin to say what they are.
+
+    >>> are(["nc1"]), are(["nc1", "vci"])
+    ('nc1 is', 'nc1, vci are')
+    """
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def merged(notes: Sequence[str]) -> list[str]:
+    """Name the metrics that are nan for one reason in one note.
+
+    >>> merged(["a is nan: all means coincide", "one thing", "b is nan: all means coincide"])
+    ['a, b are nan: all means coincide', 'one thing']
+    """
+    reasons: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        statistic, is_nan, reason = note.partition(" is nan: ")
+        reasons.setdefault(reason if is_nan else note, []).append(statistic)
+    return [
+        reason if statistics == [reason] else f"{are(statistics)} nan: {reason}"
+        for reason, statistics in reasons.items()
+    ]
+
+
+def of_layers(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say which layer each note is of, and once what is said of all of several.
+
+    >>> of_layers({"conv": ["one class"], "fc": ["one class", "no spread"]})
+    ['all layers: one class', "layer 'fc': no spread"]
+    """
+    layers = [set(own) for own in notes.values()]
+    common = set.intersection(*layers) if len(layers) > 1 else set()
+    told = (
+        f"all layers: {note}" if note in common else f"layer {name!r}: {note}"
+        for name, own in notes.items()
+        for note in own
+    )
+    return list(dict.fromkeys(told))
