@@ -150,6 +150,8 @@ class Analyze:
     """Correct Tr Sigma_B for few samples a class."""
     jackknife: _Flag = False
     """Also standard errors, by a jackknife over the classes."""
+    min_count: Annotated[int, arg(metavar="N")] = 1
+    """Leave out classes with fewer samples."""
     metrics: Annotated[
         UseAppendAction[tuple[tuple[str, ...], ...]],
         arg(metavar="NAME...", help_behavior_hint="(default: all that take seconds; repeatable)"),
@@ -191,6 +193,7 @@ class Analyze:
         if first:  # which alone writes
             check_directory(self.out)
         check_positive("batch_size", self.batch_size)
+        check_positive("min_count", self.min_count)
         require("seed", self.seed, -(2**63) <= self.seed < 2**64, "-2^63 <= seed < 2^64")
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
@@ -375,6 +378,7 @@ class Analyze:
             jackknife=self.jackknife,
             metrics=self._metrics(),
             class_names=samples.class_names,
+            min_count=self.min_count,
         )
         analysis.add(name, report, probe.scatters if self.save_states else {})
 

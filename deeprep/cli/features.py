@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import joined, together
+from deeprep.base.validate import check_positive
 from deeprep.cli.ranks import PATIENCE, is_first, share_threads, warnings_of_first
 from deeprep.cli.shared import Json, Result, progress_bar
 from deeprep.files import BATCH_BYTES, class_scatter_of_files
@@ -26,6 +27,8 @@ from deeprep.state import ClassScatter
 __all__ = ["Merge", "Show", "Stats"]
 
 _MAX_LISTED = 20  # classes
+
+MinCount = Annotated[int, arg(metavar="N")]
 
 STATS = "Read features and labels once, in blocks, and print the statistics of their classes."
 
@@ -84,6 +87,8 @@ class Stats:
     """Also sum up the d x d scatter, which NC1 and the ranks need."""
     ignore_index: int = -100
     """Label of samples to leave out."""
+    min_count: MinCount = 1
+    """Print the statistics of the classes with at least so many samples; --out has all."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write the state here, as safetensors, to merge or show later."""
     json: Json = False
@@ -93,6 +98,7 @@ class Stats:
 
     def run(self) -> Result | None:
         """Read, write the state if asked to, and return its statistics; None but on rank 0."""
+        check_positive("min_count", self.min_count)
         with joined(PATIENCE, alone_too=True) as ranks:
             first = is_first(ranks)
             parts = None if self.out is None else self.out.with_name(f"{self.out.name}.parts")
@@ -124,7 +130,7 @@ class Stats:
     def _written(self, scatter: ClassScatter) -> Result:
         if self.out is not None:
             scatter.save(self.out)
-        return _result(scatter, shown(self.features))
+        return _result(scatter, shown(self.features), self.min_count)
 
 
 @dataclass(frozen=True)
@@ -169,12 +175,15 @@ class Show:
 
     state: Annotated[Positional[Path], arg(metavar="STATE")]
     """The state to show."""
+    min_count: MinCount = 1
+    """Leave out classes with fewer samples."""
     json: Json = False
     """Print JSON instead of a table."""
 
     def run(self) -> Result:
         """Load the state and return its statistics."""
-        return _result(ClassScatter.load(self.state), str(self.state))
+        check_positive("min_count", self.min_count)
+        return _result(ClassScatter.load(self.state), str(self.state), self.min_count)
 
 
 def _check_target(path: Path | None) -> None:
@@ -193,26 +202,28 @@ def _check_target(path: Path | None) -> None:
             raise ValueError(f"out is {path}, which exists and is no state: {error}") from error
 
 
-def _result(scatter: ClassScatter, name: str) -> Result:
-    statistics = _statistics(scatter, name)
+def _result(scatter: ClassScatter, name: str, min_count: int = 1) -> Result:
+    statistics = _statistics(scatter, name, min_count)
     return Result(statistics, [_table(statistics)], statistics["warnings"])
 
 
-def _statistics(scatter: ClassScatter, name: str) -> dict[str, Any]:
+def _statistics(scatter: ClassScatter, name: str, min_count: int) -> dict[str, Any]:
     """Everything that is printed, as plain data for strict JSON: nan and inf become text."""
+    measured = scatter.with_min_count(min_count)
     ranks = ("nc1", "numerical_rank", "effective_rank") if scatter.full else ()
-    report = LayerReport.from_scatters({name: scatter}, metrics=ranks)
+    report = LayerReport.from_scatters({name: scatter}, metrics=ranks, min_count=min_count)
     metrics = report.to_dict()["layers"][0]
     traces: dict[str, float | None] = dict.fromkeys(("trace_within", "trace_between"))
-    if scatter.num_samples > 0:
+    if measured.num_samples > 0:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes without samples: they are named below
-            traces["trace_within"] = scatter.trace_within
-            traces["trace_between"] = scatter.trace_between()
+            traces["trace_within"] = measured.trace_within
+            traces["trace_between"] = measured.trace_between()
     return {
         "name": name,
         "num_samples": scatter.num_samples,
         "num_classes": scatter.num_classes,
+        **({"num_measured_classes": report.num_measured_classes} if min_count > 1 else {}),
         "num_features": scatter.num_features,
         "full": scatter.full,
         **{key: metrics[key] for key in ("compression", "discrimination", "closest_classes")},
@@ -230,6 +241,7 @@ def _statistics(scatter: ClassScatter, name: str) -> dict[str, Any]:
 _LABELS = {
     "num_samples": "samples N",
     "num_classes": "classes K",
+    "num_measured_classes": "classes measured",
     "num_features": "features d",
     "compression": "compression C",
     "discrimination": "discrimination D",

@@ -84,7 +84,8 @@ class LayerMetricsCallback(Callback):
         What to report and how; default: ``ReportOptions()``. Its `metrics` are logged; "auto" here
         is compression and discrimination alone.
     **changes
-        Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names.
+        Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names,
+        min_count.
 
     Attributes
     ----------

@@ -69,7 +69,8 @@ def analyze(
         Show a bar on stderr if that is a terminal; or a function called after each batch with the
         number of batches done and their total, None where unknown.
     **changes
-        Fields of `ReportOptions` by name: weighting, corrected, jackknife, metrics, class_names.
+        Fields of `ReportOptions` by name: weighting, corrected, jackknife, metrics, class_names,
+        min_count.
 
     Returns
     -------

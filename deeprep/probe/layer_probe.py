@@ -273,7 +273,8 @@ class LayerProbe:
         options
             What to report and how; default: ``ReportOptions()``.
         **changes
-            Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names.
+            Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names,
+            min_count.
 
         Returns
         -------

@@ -21,13 +21,21 @@ _FEWEST_FOR_ALPHA = 13
 
 
 def measure_full(
-    s: ClassScatter, chosen: frozenset[str] | None, notes: list[str]
+    s: ClassScatter, chosen: frozenset[str] | None, notes: list[str], *, was_full: bool
 ) -> dict[str, Any]:
-    """Measure what was chosen of a full state; of others nothing, with a note if it was named."""
+    """Measure what was chosen of a full state; of others nothing, with a note if it was named.
+
+    `was_full` says whether the state was full before classes were left out of it.
+    """
     found = undefined.count_present(s)
     names = [name for name in OF_FULL if chosen is None or name in chosen]
     if not s.full:
-        if chosen is not None and names:
+        if was_full and names and found:
+            notes.append(
+                f"{are(names)} left out: the part of the classes left out in the (d, d) scatter is "
+                "not known"
+            )
+        elif not was_full and chosen is not None and names:
             notes.append(f"{are(names)} left out: this state has full=False")
         return {}
     if not found:  # of which there is a note already

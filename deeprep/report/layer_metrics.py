@@ -15,7 +15,7 @@ from deeprep import metrics
 from deeprep.metrics import ClosestClasses, class_means, undefined
 from deeprep.metrics.cosines import search_pairs
 from deeprep.report.full_metrics import OF_FULL, measure_full
-from deeprep.report.notes import NO_SAMPLES, ONE_CLASS, are, defined, merged
+from deeprep.report.notes import are, defined, merged, too_few
 from deeprep.state import ClassScatter, Weighting
 from deeprep.state.statistics import left_out
 
@@ -127,19 +127,25 @@ def measure_layer(
     corrected: bool,
     jackknife: bool,
     chosen: frozenset[str] | None,
+    min_count: int = 1,
 ) -> tuple[LayerMetrics, list[str]]:
     """Measure one layer; what is undefined becomes None or nan, and a note that says why."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        values = _of_classes(scatter, weighting, corrected, jackknife, chosen, notes)
-        values |= measure_full(scatter, chosen, notes)
+        left = scatter.with_min_count(min_count)
+        # Classes that have no samples at all are not left out for having few.
+        fewest = min_count if left is not scatter else 1
+        values = _of_classes(left, weighting, corrected, jackknife, chosen, notes, fewest)
+        values |= measure_full(left, chosen, notes, was_full=scatter.full)
     if scores is not None:
         values |= {
             "probe_accuracy": scores.probe_accuracy,
             "ncc_accuracy": scores.ncc_accuracy,
             "directional_cdnv": scores.directional_cdnv,
         }
+        if left is not scatter:
+            notes.append("accuracies and directional_cdnv are of all classes, whatever min_count")
     notes += [str(warning.message) for warning in caught]
     return LayerMetrics(index, name, scatter.num_features, **values), merged(notes)
 
@@ -151,15 +157,16 @@ def _of_classes(
     jackknife: bool,
     chosen: frozenset[str] | None,
     notes: list[str],
+    min_count: int,
 ) -> dict[str, Any]:
     """Metrics that compare classes; one note where too few have samples, one where some are NaN."""
     found = undefined.count_present(s)
     if found < 2:
-        notes.append(ONE_CLASS if found else NO_SAMPLES)
+        notes.append(too_few(found, min_count))
         return {}
     present = s.present
     if found < s.num_classes:  # the state warns of them but once
-        notes.append(left_out(s.num_classes - found, s.num_classes))
+        notes.append(left_out(s.num_classes - found, s.num_classes, min_count))
     affordable = found**2 * s.num_features <= PAIR_WORK
     names = _chosen_of_classes(s, found, affordable, chosen, notes)
     if not undefined.is_finite(s, "every metric"):

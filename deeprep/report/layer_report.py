@@ -49,6 +49,8 @@ class LayerReport:
     """Metrics of every layer of a model on one set of data; made by `deeprep.analyze`.
 
     ``print(report)`` shows it as a table; a notebook shows it as one by itself.
+    `num_measured_classes` is how many of the classes have at least `min_count` samples in the first
+    layer; those that have fewer are left out. None in a report of before there was `min_count`.
 
     Examples
     --------
@@ -70,6 +72,8 @@ class LayerReport:
     warnings: list[str] = field(default_factory=list)
     corrected: bool = False
     class_names: list[str] | None = None
+    min_count: int = 1
+    num_measured_classes: int | None = None
 
     @classmethod
     def from_scatters(
@@ -90,7 +94,8 @@ class LayerReport:
         options
             What to measure and how, see `ReportOptions`; default: ``ReportOptions()``.
         **changes
-            Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names.
+            Fields of `options` to change: weighting, corrected, jackknife, metrics, class_names,
+            min_count.
 
         Raises
         ------
@@ -116,6 +121,7 @@ class LayerReport:
                 corrected=options.corrected,
                 jackknife=options.jackknife,
                 chosen=chosen,
+                min_count=options.min_count,
             )
             rows.append(row)
         return cls(
@@ -126,6 +132,8 @@ class LayerReport:
             notes.of_layers(found),
             options.corrected,
             names,
+            min_count=options.min_count,
+            num_measured_classes=int((first.counts >= options.min_count).sum()),
         )
 
     # ---------------------------------------------------------------- what it says
@@ -183,7 +191,7 @@ class LayerReport:
         if self.num_samples == 0:
             return notes.NO_SAMPLES
         if all(layer.compression is layer.discrimination is None for layer in self.layers):
-            return notes.ONE_CLASS
+            return notes.too_few(0 if self.num_measured_classes == 0 else 1, self.min_count)
         hidden = len(self.layers) - 1
         if hidden < _FITTED:
             found = ("no hidden layer", "one hidden layer", "two hidden layers")[hidden]
@@ -193,8 +201,12 @@ class LayerReport:
     @property
     def caption(self) -> str:
         """On what and how it was measured, in a line."""
+        measured = (
+            f", the {self.num_measured_classes} with {self.min_count} samples or more measured"
+        )
         parts = [
-            f"{self.num_samples} samples, {self.num_classes} classes",
+            f"{self.num_samples} samples, {self.num_classes} classes"
+            + (measured if self.min_count > 1 else ""),
             f"Sigma_B with {self.weighting} weights"
             + (", corrected for few samples" if self.corrected else ""),
         ]

@@ -13,6 +13,19 @@ NO_SAMPLES = "no samples: there was no batch, or every label was ignored"
 ONE_CLASS = "one class with samples: nothing that compares two classes is defined"
 
 
+def too_few(found: int, min_count: int = 1) -> str:
+    """Say that this is no or one class of at least `min_count` samples.
+
+    >>> too_few(0, 5)
+    'no class with 5 samples or more: nothing is defined'
+    """
+    if min_count == 1:
+        return ONE_CLASS if found else NO_SAMPLES
+    if not found:
+        return f"no class with {min_count} samples or more: nothing is defined"
+    return ONE_CLASS.replace("with samples", f"with {min_count} samples or more")
+
+
 def defined(notes: list[str], compute: Callable[..., Value], *arguments: Any) -> Value | None:
     """Call `compute`; None and a note where the statistic is not defined."""
     try:

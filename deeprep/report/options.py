@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from deeprep.base.validate import check_positive
 from deeprep.report.layer_metrics import Metrics, choose_metrics
 from deeprep.state import Weighting
 
@@ -34,11 +35,15 @@ class ReportOptions:
         the report's `warnings`, where K^2 d is above 2e10.
     class_names
         (K,) names to show in place of numbers.
+    min_count
+        Leave out classes with fewer samples than that, see `ClassScatter.with_min_count`. Scores
+        of a second pass are of all classes.
 
     Raises
     ------
     ValueError, TypeError
-        For an unknown weighting or metric, and for names that are not strings.
+        For an unknown weighting or metric, for names that are not strings and for a min_count
+        below 1.
 
     Examples
     --------
@@ -54,6 +59,7 @@ class ReportOptions:
     jackknife: bool = False
     metrics: Metrics = "auto"
     class_names: Sequence[str] | None = None
+    min_count: int = 1
 
     def __post_init__(self) -> None:
         if self.weighting not in ("uniform", "prior"):
@@ -68,6 +74,7 @@ class ReportOptions:
             isinstance(names, str) or not all(isinstance(name, str) for name in names)
         ):
             raise TypeError(f"class_names is {names!r}, expected K strings")
+        object.__setattr__(self, "min_count", check_positive("min_count", self.min_count))
 
 
 class ReportKeywords(TypedDict, total=False):
@@ -78,6 +85,7 @@ class ReportKeywords(TypedDict, total=False):
     jackknife: bool
     metrics: Metrics
     class_names: Sequence[str] | None
+    min_count: int
 
 
 def report_options(

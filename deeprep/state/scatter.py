@@ -113,6 +113,64 @@ class ClassScatter(Accumulator):
         ranks = Ranks.of(group, "all_reduce")
         collectives.all_reduce({"": self}, ranks, "the state", ClassScatter)
 
+    def with_min_count(self, min_count: int) -> ClassScatter:
+        """Return the state of the classes that have at least `min_count` samples.
+
+        It is that of the same batches with the rows of all other classes ignored: these keep their
+        numbers and have no samples. A copy, or this state itself where it has no such class.
+
+        Of S only the sum over all classes is known. It is kept where the classes left out have no
+        part in it, as those of a single sample have none; else the state returned has
+        ``full=False``, and what needs S says why there is none.
+
+        Parameters
+        ----------
+        min_count
+            At least 1, which leaves out no class.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a min_count below 1, or that is no whole number.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 3.0], [9.0, 9.0]])
+        >>> s = deeprep.class_scatter(features, torch.tensor([0, 0, 1, 1, 2]))
+        >>> s.with_min_count(2).counts.tolist()
+        [2, 2, 0]
+        >>> round(deeprep.discrimination(s), 4), deeprep.discrimination(s.with_min_count(2))
+        (0.2929, 1.0)
+        """
+        min_count = validate.check_positive("min_count", min_count)
+        if min_count == 1:
+            return self
+        few = (self.counts > 0) & (self.counts < min_count)
+        if not bool(few.any()):
+            return self
+        full = self.full and not bool(self.sumsq[few].any())
+        left = ClassScatter(
+            self.num_classes,
+            self.num_features,
+            full=full,
+            device=self.device,
+            ignore_index=self.ignore_index,
+        )
+        for target, source in zip(left._moments, self._moments, strict=True):
+            target.copy_(source)
+            target[few] = 0
+        if full:
+            left._tensors()["products"].copy_(self._tensors()["products"])
+        elif self.full:
+            left._why_not_full = (
+                "the (d, d) scatter is summed over all classes, and the part in it of those with "
+                f"fewer than {min_count} samples is not known"
+            )
+        left.unit_roundoff = self.unit_roundoff
+        left._warned_empty = True  # they were to be left out
+        return left
+
     # ---------------------------------------------------------------- moving and saving
 
     def to(self, device: torch.device | str) -> ClassScatter:

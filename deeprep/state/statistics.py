@@ -31,9 +31,10 @@ def name_classes(classes: list[int]) -> str:
     return f"{len(classes)} class{'es' if len(classes) > 1 else ''} ({listed})"
 
 
-def left_out(empty: int, num_classes: int) -> str:
-    """Say that so many classes have no samples."""
-    return f"{empty} of {num_classes} classes have no samples and are left out"
+def left_out(empty: int, num_classes: int, min_count: int = 1) -> str:
+    """Say that so many classes have no samples, or fewer than that many."""
+    few = "no samples" if min_count == 1 else f"fewer than {min_count} samples"
+    return f"{empty} of {num_classes} classes have {few} and are left out"
 
 
 def require_samples(samples: int, statistic: str, found: str) -> int:
@@ -122,6 +123,7 @@ class Statistics:
         ops.require_core(torch.get_default_device() if device is None else torch.device(device))
         # S; only the triangle from the diagonal up counts.
         self._pooled_scatter: Tensor | None = None
+        self._why_not_full = "the (d, d) matrices were not accumulated"
         # Where the device notes a label out of range; the CPU raises at once.
         self._bad_label: Tensor | None = None
         # Tensors that are made in inference mode could not be updated outside it.
@@ -363,8 +365,7 @@ class Statistics:
         """S = N Sigma_W, (d, d) float64; needs ``full=True``."""
         if self._pooled_scatter is None:
             raise ValueError(
-                "this ClassScatter has full=False, expected full=True: the (d, d) matrices were "
-                "not accumulated"
+                f"this ClassScatter has full=False, expected full=True: {self._why_not_full}"
             )
         self._require_intact()
         return self._pooled_scatter.triu() + self._pooled_scatter.triu(1).T

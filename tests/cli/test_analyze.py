@@ -65,6 +65,22 @@ def test_flags_reach_the_measurement(capsys):
     assert all(layer.nc1 is None and layer.ncc_accuracy is None for layer in report.layers)
 
 
+def test_small_classes_are_left_out(folder, capsys):
+    lines = [
+        f"{label}\t{label * 5} {i}" for label, n in (("a", 4), ("b", 3), ("c", 1)) for i in range(n)
+    ]
+    (folder / "few.tsv").write_text("label\ttext\n" + "\n".join(lines) + "\n")
+    arguments = ("own_models:Sentences", "--data", "few.tsv", "--full", "--min-count", "2")
+    report = only_report(analyzed(capsys, *arguments))
+    assert (report.num_classes, report.num_measured_classes, report.min_count) == (3, 2, 2)
+    assert report.warnings[0] == (
+        "all layers: 1 of 3 classes have fewer than 2 samples and are left out"
+    )
+    assert all(layer.closest_classes == (0, 1) for layer in report.layers)
+    # A single sample has no spread: the scatter is that of the others.
+    assert all(layer.vci is not None for layer in report.layers)
+
+
 def test_bfloat16_loses_digits_of_features_only(capsys):
     arguments = ("own_models:cnn", *DIGITS)
     exact = only_report(analyzed(capsys, *arguments)).layers
@@ -179,6 +195,7 @@ def test_a_run_directory_is_measured_anew_where_asked(run_directory, capsys):
         (["own_models:cnn", *DIGITS, "--device", "gpu"], "device is 'gpu', expected auto"),
         (["own_models:cnn", *DIGITS, "--seed", "1" + 30 * "0"], "seed is 1000"),
         (["own_models:cnn", *DIGITS, "--batch-size", "0"], "batch_size is 0, expected"),
+        (["own_models:cnn", *DIGITS, "--min-count", "0"], "min_count is 0, expected"),
         (["own_models:cnn", *DIGITS, "--save-states"], "save_states needs out"),
         (["own_models:cnn", *DIGITS, "--out", "a/b"], "out is a/b, but there is no directory a"),
         (

@@ -64,6 +64,32 @@ def test_stats_prints_what_the_metrics_say(files, capsys):
     assert not {"classes without samples", "classes with NaN or Inf"} & rows.keys()
 
 
+def test_small_classes_are_left_out_of_what_is_printed_not_of_the_state(tmp_path, capsys):
+    labels = torch.arange(90) % 3
+    labels[:2] = 3  # a class of two
+    np.save(tmp_path / "x.npy", FEATURES.numpy())
+    np.save(tmp_path / "y.npy", labels.numpy())
+    names = f"{tmp_path}/x.npy", f"{tmp_path}/y.npy"
+    out = str(tmp_path / "s.safetensors")
+    assert main(["stats", *names, "--full", "--min-count", "5", "--out", out]) == 0
+    rows = printed(capsys)
+    s = class_scatter(FEATURES, labels.where(labels < 3, -100), 4)
+    with pytest.warns(UserWarning, match="1 of 4 classes have no samples"):
+        expected = deeprep.compression(s)
+    assert float(rows["compression C"]) == pytest.approx(expected, rel=1e-4)
+    assert float(rows["Tr Sigma_W"]) == pytest.approx(s.trace_within, rel=1e-4)
+    assert (rows["classes K"], rows["classes measured"], rows["NC1"]) == ("4", "3", "-")
+    assert main(["show", out, "--min-count", "5"]) == 0
+    assert printed(capsys)["compression C"] == rows["compression C"]
+    assert main(["show", out]) == 0
+    whole = printed(capsys)
+    assert float(whole["compression C"]) != pytest.approx(expected, rel=1e-4)
+    assert whole["NC1"] != "-"
+    assert "classes measured" not in whole
+    assert main(["show", out, "--min-count", "0"]) == 1
+    assert "min_count is 0" in capsys.readouterr().err
+
+
 def test_without_full_there_is_no_rank(files, capsys):
     assert main(["stats", *files]) == 0
     assert not {"NC1", "numerical rank", "effective rank"} & printed(capsys).keys()
