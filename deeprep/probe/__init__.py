@@ -3,5 +3,6 @@
 from deeprep.probe.analyze import analyze
 from deeprep.probe.layer_probe import LayerProbe
 from deeprep.probe.scores import Scores
+from deeprep.probe.token_labels import TokenLabels, token_counts
 
-__all__ = ["LayerProbe", "Scores", "analyze"]
+__all__ = ["LayerProbe", "Scores", "TokenLabels", "analyze", "token_counts"]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from deeprep.base.ranks import Ranks
+from deeprep.base.validate import check_positive
 from deeprep.probe.evaluation import Progress, check_loader, counting
+from deeprep.probe.labelling import Labels
 from deeprep.probe.layer_probe import Full, LayerProbe
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
+from deeprep.probe.token_labels import TokenLabels, all_reduced, token_counts
+from deeprep.probe.turns import layers_in_turns, one_report
 from deeprep.report import LayerReport, ReportOptions
 from deeprep.report.layer_metrics import choose_metrics
 from deeprep.report.options import ReportKeywords, report_options
@@ -22,10 +28,10 @@ if TYPE_CHECKING:
 def analyze(
     model: nn.Module,
     loader: Iterable[Any],
-    num_classes: int,
+    num_classes: int | None = None,
     *,
     layers: LayerSelector | Sequence[LayerSelector] | None = None,
-    reduce: Reduce = "flatten",
+    reduce: Reduce | None = None,
     full: Full = False,
     accuracy: bool = False,
     options: ReportOptions | None = None,
@@ -33,6 +39,8 @@ def analyze(
     all_reduce: bool = False,
     group: Any = None,
     progress: Progress = False,
+    labels: Labels = None,
+    max_memory: int | None = None,
     **changes: Unpack[ReportKeywords],
 ) -> LayerReport:
     """Measure every layer of a model on labelled data: C_l, D_l and, where asked for, more.
@@ -49,9 +57,9 @@ def analyze(
     loader
         (inputs, labels) batches, inputs being a tensor, a tuple of arguments or a mapping of named
         ones; or mappings that hold "labels" or "label" besides. Iterated twice for `accuracy`.
-        Tensors are moved to the model's device.
+        Tensors are moved to the model's device. Of language models, see `labels`.
     num_classes
-        K.
+        K; may be left out with `labels` of tokens, whose classes then tell it.
     layers, reduce, ignore_index
         See `LayerProbe`.
     full
@@ -68,6 +76,14 @@ def analyze(
     progress
         Show a bar on stderr if that is a terminal; or a function called after each batch with the
         number of batches done and their total, None where unknown.
+    labels
+        "next-token" for causal language models: every position is a sample whose class is the token
+        after it. Or `TokenLabels`, to have the most frequent tokens as classes, or any others; see
+        `LayerProbe`. The most frequent are counted in a pass over the loader of their own.
+    max_memory
+        Bytes that the states of the layers may take at once. Layers beyond are measured in turns,
+        in as many passes over the loader as that takes. Default: all in one pass, or an error
+        before anything is allocated where many classes take more than is free.
     **changes
         Fields of `ReportOptions` by name: weighting, corrected, jackknife, metrics, class_names,
         min_count.
@@ -95,14 +111,47 @@ def analyze(
     """
     options = report_options(options, **changes)
     choose_metrics(options.metrics, full=full is not False)
-    check_loader(loader, passes=1 + accuracy)
-    probe = LayerProbe(model, num_classes, layers, reduce, full=full, ignore_index=ignore_index)
-    with counting(progress, loader, 1 + accuracy) as advance:
-        probe.run(loader, progress=lambda *_: advance())
-        if all_reduce:
-            probe.all_reduce(group)
-        if accuracy:
-            scores = probe.score(loader, progress=lambda *_: advance())
+    to_count = isinstance(labels, TokenLabels) and labels.needs_counts
+    check_loader(loader, passes=1 + (accuracy or to_count or max_memory is not None))
+    if isinstance(labels, TokenLabels) and labels.most_frequent is not None:
+        if to_count:
+            counts = token_counts(loader, labels.which, ignore_index=ignore_index)
+            labels = replace(labels, counts=all_reduced(counts, group) if all_reduce else counts)
+        if options.class_names is None:
+            options = replace(options, class_names=[f"token {t}" for t in labels.class_tokens])
+    probe = LayerProbe(
+        model, num_classes, layers, reduce, full=full, ignore_index=ignore_index, labels=labels
+    )
+    turns: list[list[str] | None] = [None]  # all layers at once
+    if max_memory is not None:
+        turns = _turns(probe, loader, max_memory, all_reduce, group)
+    reports = []
+    with counting(progress, loader, (1 + accuracy) * len(turns)) as advance:
+        for turn in turns:
+            if turn is not None:
+                probe.start_turn(turn)
+            probe.run(loader, progress=lambda *_: advance())
             if all_reduce:
-                scores.all_reduce(group)
-    return probe.report(options)
+                probe.all_reduce(group)
+            if accuracy:
+                scores = probe.score(loader, progress=lambda *_: advance())
+                if all_reduce:
+                    scores.all_reduce(group)
+            reports.append(probe.report(options))
+    return one_report(reports)
+
+
+def _turns(
+    probe: LayerProbe, loader: Iterable[Any], max_memory: int, all_reduce: bool, group: Any
+) -> list[list[str] | None]:
+    """The layers of each pass, in all processes those of the first that has a batch."""
+    check_positive("max_memory", max_memory)
+    sizes = next((probe.layer_sizes(batch) for batch in loader), {})
+    if all_reduce:
+        found = Ranks.of(group, "analyze").gather(sizes)
+        sizes = next((each for each in found if each), {})
+    if not sizes:  # no batch, or no layer that ran: the report will say so
+        return [None]
+    first, *others = layers_in_turns(probe.num_classes, sizes, max_memory)
+    # The first report also names those that did not run.
+    return [first + [name for name in probe.silent_layers if name not in sizes], *others]

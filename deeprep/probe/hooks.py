@@ -47,6 +47,11 @@ class LayerHooks:
     ----------
     model, layers, reduce, num_classes, ignore_index
         See `LayerProbe`.
+
+    Attributes
+    ----------
+    only
+        Names of the layers to feed, by default all.
     """
 
     def __init__(
@@ -63,10 +68,12 @@ class LayerHooks:
         self._modules = select_layers(model, layers)
         self._embeddings = embedding_layers(model, self._modules)
         check_reduce(reduce, self.names)
+        self.only: frozenset[str] | None = None
         self._reduce = reduce
         self._sequences = Sequences(model, num_classes, ignore_index)
         self._handles: list[Any] = []
         self._consume: Consumer | None = None
+        self._check: Callable[[Tensor], None] | None = None
         self._ids: Tensor | None = None  # integer input whose embedding has not run yet
         self._calls = dict(_FIRST_CALLS)
 
@@ -118,21 +125,30 @@ class LayerHooks:
             return self._model(inputs)
 
     @contextlib.contextmanager
-    def batch(self, labels: Tensor, mask: Mask | None, consume: Consumer) -> Iterator[None]:
-        """Every forward inside feeds its layers, with these labels, to the consumer."""
+    def batch(
+        self,
+        labels: Tensor,
+        mask: Mask | None,
+        consume: Consumer,
+        check: Callable[[Tensor], None] | None = None,
+    ) -> Iterator[None]:
+        """Every forward inside feeds its layers, with these labels, to the consumer.
+
+        `check` is called with the integer input of each, such as token ids, before anything is fed.
+        """
         if not self._handles:
             raise RuntimeError("the probe is not attached: use it as `with LayerProbe(...) as p:`")
         if self._sequences.has_batch:
             raise RuntimeError("the probe is measuring a batch already, expected one at a time")
         self._sequences.start_batch(labels, mask)
-        self._consume = consume
+        self._consume, self._check = consume, check
         self._calls = dict(_FIRST_CALLS)
         try:
             with _hooks_fire(self._model):
                 yield
         finally:
             self._sequences.end_batch()
-            self._consume = self._ids = None
+            self._consume = self._ids = self._check = None
 
     @property
     def _is_idle(self) -> bool:
@@ -145,6 +161,8 @@ class LayerHooks:
         self._calls = dict(_FIRST_CALLS)
         self._sequences.start_forward(kwargs)
         features, self._ids = _model_input(args, kwargs)
+        if self._ids is not None and self._check is not None:
+            self._check(self._ids)
         if features is not None:
             # Three dimensions given by position may also be grey images or signals (N, C, L).
             named = any(features is value for value in kwargs.values())
@@ -189,6 +207,8 @@ class LayerHooks:
         read: tuple[Any, ...] = (),
     ) -> None:
         """Reduce an output and consume its rows; it is layer 0's where there is no module."""
+        if self.only is not None and layer not in self.only:
+            return
         sequences, consume = self._sequences, self._consume
         assert consume is not None
         try:

@@ -7,8 +7,9 @@ once; no feature map outlives its update, so memory is K*d (plus d*d) a layer, n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -19,13 +20,14 @@ from deeprep.probe.evaluation import (
     check_loader,
     counting,
     evaluation_mode,
-    split_batch,
 )
 from deeprep.probe.hooks import INPUT, Consumer, LayerHooks
+from deeprep.probe.labelling import Labelling, Labels
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.probe.scores import Scores
 from deeprep.probe.sequences import Mask
+from deeprep.probe.turns import MANY_CLASSES, LayerSize, check_memory
 from deeprep.report import LayerReport, LayerScores, ReportOptions
 from deeprep.report.options import ReportKeywords
 from deeprep.state import ClassScatter, all_reduce_layers
@@ -62,13 +64,13 @@ class LayerProbe:
         same number of batches on every rank. While a batch is measured, compiled code and PyTorch's
         fused transformer layers are not used: neither calls hooks.
     num_classes
-        K.
+        K; with `labels` of tokens it need not be given.
     layers
         Names, globs or types of modules; None or "auto" chooses (see `automatic_layers` in
         deeprep/probe/layers.py): blocks of a deep model, the layers of a plain stack.
     reduce
         How outputs become rows, for all layers or as a mapping of globs of layer names to one of
-        these, the first match counting and "flatten" holding for the rest:
+        these, the first match counting and "flatten" holding for the rest, as it does by default:
 
         - "flatten": every number of the sample (a channels_last map is copied, in parts);
         - "mean": over the tokens of (N, T, C), where the mask holds if there is one; over all but
@@ -87,6 +89,12 @@ class LayerProbe:
         for d <= 2048.
     ignore_index
         Label of samples to skip.
+    labels
+        None for the labels of the loader. "next-token" for causal language models: of each
+        position, the token after it in `input_ids`, by which `reduce` is "tokens"; labels of the
+        loader are not needed, and may be the `input_ids`, as collators make them, or these shifted
+        by one. "current-token": the token of the position itself. `TokenLabels` chooses which
+        tokens are a class, and says which positions are left out.
 
     Attributes
     ----------
@@ -129,16 +137,18 @@ class LayerProbe:
     def __init__(
         self,
         model: nn.Module,
-        num_classes: int,
+        num_classes: int | None = None,
         layers: LayerSelector | Sequence[LayerSelector] | None = None,
-        reduce: Reduce = "flatten",
+        reduce: Reduce | None = None,
         *,
         full: Full = False,
         ignore_index: int = -100,
+        labels: Labels = None,
     ) -> None:
         if full not in (True, False, "auto"):
             raise ValueError(f"full is {full!r}, expected True, False or 'auto'")
-        self.num_classes = validate.check_positive("num_classes", num_classes)
+        self._labelling = Labelling(model, labels, num_classes, ignore_index)
+        self.num_classes = self._labelling.num_classes
         self.full = full
         self.ignore_index = ignore_index
         self.scatters: dict[str, ClassScatter] = {}
@@ -147,7 +157,7 @@ class LayerProbe:
         self._hooks = LayerHooks(
             model,
             layers,
-            reduce,
+            self._labelling.reduction(reduce),
             num_classes=self.num_classes,
             ignore_index=ignore_index,
         )
@@ -159,7 +169,7 @@ class LayerProbe:
     def __exit__(self, *exception: object) -> None:
         self._hooks.__exit__(*exception)
 
-    def __call__(self, inputs: Any, labels: Tensor, mask: Mask | None = None) -> Any:
+    def __call__(self, inputs: Any, labels: Tensor | None, mask: Mask | None = None) -> Any:
         """Run the model on one batch, take in every layer, and return the model's output.
 
         Parameters
@@ -168,7 +178,8 @@ class LayerProbe:
             A tensor, a tuple or list of arguments, or a mapping of named ones; tensors are moved to
             the device of the model's first parameter.
         labels
-            int32/int64 (N,) in [0, K) or `ignore_index`; for "tokens" also one a position.
+            int32/int64 (N,) in [0, K) or `ignore_index`; for "tokens" also one a position. Of
+            "next-token", None or what the loader has.
         mask
             (N, T) bool or integer, nonzero where there is a token; default: `attention_mask` of a
             mapping. A sample without a token is skipped. An encoder-decoder model has two, each for
@@ -177,13 +188,15 @@ class LayerProbe:
             and also the decoder's where the model is called without an input for its decoder. If
             there is only a decoder, one mask is the decoder's.
         """
-        return self._hooks.run(inputs, labels, mask, self._update)
+        targets = self._labelling.targets(inputs, labels, mask)
+        return self._hooks.run(inputs, targets, mask, self._update)
 
     def batch(self, labels: Tensor, mask: Mask | None = None) -> AbstractContextManager[None]:
         """Take in every forward of the model inside this context, with these labels.
 
         For loops that call the model themselves. Without a forward of the model itself, only of
-        parts of it, there is no layer 0.
+        parts of it, there is no layer 0. For "next-token" the labels are the `input_ids`, with
+        `ignore_index` in places or not, and need their mask.
 
         Examples
         --------
@@ -195,7 +208,9 @@ class LayerProbe:
         >>> probe.scatters["0"].num_samples
         3
         """
-        return self._hooks.batch(labels, mask, self._update)
+        targets = self._labelling.of_ids(labels, mask)
+        check = partial(self._labelling.check, labels=labels)
+        return self._hooks.batch(targets, mask, self._update, check)
 
     def run(self, loader: Iterable[Any], progress: Progress = False) -> None:
         """Run the model over a loader and take in every layer of every batch: one pass.
@@ -207,7 +222,8 @@ class LayerProbe:
         ----------
         loader
             (inputs, labels) batches, as `__call__` takes them, or mappings that hold "labels" or
-            "label" besides the inputs.
+            "label" besides the inputs. With `labels` of tokens, also mappings without them, and
+            bare tensors of token ids.
         progress
             Show a bar on stderr if that is a terminal; or a function called after each batch with
             the number of batches done and their total, None where unknown.
@@ -215,7 +231,10 @@ class LayerProbe:
         Raises
         ------
         ValueError, TypeError
-            For what is no loader of batches, and a layer whose features do not fit.
+            For what is no loader of batches, a layer whose features do not fit, and labels of
+            positions that are the `input_ids`, unless `labels` says what is meant.
+            For many classes, where the states take more memory than is free: before any of them is
+            allocated. That takes a run on one batch; states of more than 1 GiB are warned of.
 
         Examples
         --------
@@ -296,7 +315,7 @@ class LayerProbe:
         self._require_layers()
         scores = None if self.scores is None else self.scores.result()
         report = LayerReport.from_scatters(self.scatters, scores, options, **changes)
-        notes = [_why_silent(name) for name in self.silent_layers]
+        notes = [*self._labelling.notes, *map(_why_silent, self.silent_layers)]
         if scores and all(found == LayerScores() for found in scores.values()):
             notes.append("no accuracies: the loader of `score` gave no sample, or was used up")
         return dataclasses.replace(report, warnings=[*notes, *report.warnings])
@@ -304,7 +323,37 @@ class LayerProbe:
     @property
     def silent_layers(self) -> list[str]:
         """Layers that were chosen and have not run, or whose input was nothing to measure."""
-        return [name for name in self._hooks.names if name not in self.scatters]
+        turn = self._hooks.only
+        chosen = [name for name in self._hooks.names if turn is None or name in turn]
+        return [name for name in chosen if name not in self.scatters]
+
+    def layer_sizes(self, batch: Any) -> dict[str, LayerSize]:
+        """What the states of the layers will be, in their order, from one batch of a loader.
+
+        Runs the model on it; no state is allocated.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> probe = deeprep.LayerProbe(torch.nn.Linear(4, 2), num_classes=2)
+        >>> probe.layer_sizes((torch.eye(4), torch.tensor([0, 0, 1, 1])))["input"].num_features
+        4
+        """
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self._model))
+            if not self._hooks.attached:
+                stack.enter_context(self._hooks)
+            inputs, labels = self._labelling.split(batch)
+            return self._sizes(inputs, self._labelling.targets(inputs, labels))
+
+    def start_turn(self, layers: Collection[str]) -> None:
+        """Start anew with these layers alone: names of `layer_sizes`, or of modules.
+
+        For more layers than memory has states of: a pass over the loader for each turn, and a
+        report of what it has found.
+        """
+        self._hooks.only = frozenset(layers)
+        self.scatters, self.scores = {}, None
 
     def all_reduce(self, group: Any = None) -> None:
         """Merge the states of all processes of a torch.distributed group, layer by layer.
@@ -334,9 +383,31 @@ class LayerProbe:
                 stack.enter_context(self._hooks)
             advance = stack.enter_context(counting(progress, loader))
             for batch in loader:
-                inputs, labels = split_batch(batch)
-                self._hooks.run(inputs, labels, None, consume)
+                inputs, labels = self._labelling.split(batch)
+                targets = self._labelling.targets(inputs, labels)
+                if not self.scatters:
+                    self._check_memory(inputs, targets)
+                self._hooks.run(inputs, targets, None, consume)
+                self._labelling.look_at(inputs)
                 advance()
+
+    def _check_memory(self, inputs: Any, targets: Tensor) -> None:
+        """Before there are states of many classes, see whether there is memory for them."""
+        if self.num_classes >= MANY_CLASSES:
+            check_memory(self.num_classes, self._sizes(inputs, targets))
+
+    def _sizes(self, inputs: Any, targets: Tensor) -> dict[str, LayerSize]:
+        sizes: dict[str, LayerSize] = {}
+
+        def note(layer: str, features: Tensor, labels: Tensor) -> None:
+            width = features.shape[1]
+            sizes.setdefault(layer, LayerSize(width, self._is_full(width), features.device))
+
+        self._hooks.run(inputs, targets, None, note)
+        return sizes
+
+    def _is_full(self, width: int) -> bool:
+        return width <= FULL_UP_TO if self.full == "auto" else bool(self.full)
 
     def _require_layers(self) -> None:
         if not self.scatters:
@@ -354,7 +425,7 @@ class LayerProbe:
             scatter = self.scatters[layer] = ClassScatter(
                 self.num_classes,
                 width,
-                full=width <= FULL_UP_TO if self.full == "auto" else self.full,
+                full=self._is_full(width),
                 device=features.device,
                 ignore_index=self.ignore_index,
             )
