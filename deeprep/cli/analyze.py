@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -17,16 +18,20 @@ from deeprep.base.validate import check_positive, require
 from deeprep.cli.analysis import Analysis, check_directory, checkpoint_names
 from deeprep.cli.foreign import importable_here
 from deeprep.cli.measuring import Measuring
+from deeprep.cli.next_tokens import NextTokens
 from deeprep.cli.ranks import PATIENCE, is_first, share_threads, warnings_of_first
 from deeprep.cli.shared import ERRORS, Json, Result
 from deeprep.data import (
+    ByteTokenizer,
     Data,
     DatasetName,
     DataSettings,
     TextData,
     load_configured_data,
+    load_documents,
     load_text,
 )
+from deeprep.data.documents import DOCUMENT_SUFFIXES
 from deeprep.data.text import TEXT_SUFFIXES
 from deeprep.models import build_model
 from deeprep.models.load import load_model
@@ -65,6 +70,10 @@ tokenizer of the Hugging Face folder; your own model is called as
 model(input_ids=..., attention_mask=...) with the tokenizer that its factory returns beside it, or
 with bytes: id = byte + 1, padded with 0.
 
+With --labels next-token a causal language model is measured on running text: a .txt file, or the
+texts of one of the others. It is cut into blocks of --max-length tokens, and every position is a
+sample whose class is the token after it.
+
 Started by torchrun, every process loads the data, measures its share of the samples, on a GPU of
 its own where there are any, and the first one prints and writes what all have found.
 
@@ -72,6 +81,7 @@ Examples:
   deeprep analyze resnet18 --data cifar10 --weights resnet18.pth --out resnet18-cifar10
   deeprep analyze timm:vit_tiny_patch16_224 --data digits --samples-per-class 20
   deeprep analyze hf:path/to/bert --data reviews.tsv --full
+  deeprep analyze hf:path/to/gpt2 --data book.txt --labels next-token --most-frequent 1000
   deeprep analyze mynets:small_cnn --data fashion-mnist --weights 'checkpoints/epoch-*.pt'
   deeprep analyze runs/mlp-digits-seed0
   deeprep analyze runs/mlp-digits-seed0 --layers layer1 --layers layer7 --full --accuracy
@@ -119,7 +129,16 @@ class Analyze:
         int | None,
         arg(metavar="TOKENS", help_behavior_hint="(default: what the model takes, 512 at most)"),
     ] = None
-    """Cut sentences off after so many tokens."""
+    """Cut sentences off after so many tokens, or running text into blocks of so many."""
+    labels: Annotated[
+        Literal["next-token"] | None,
+        arg(metavar="next-token", help_behavior_hint="(default: those of the data)"),
+    ] = None
+    """Take as label of every position of a causal language model the token after it."""
+    most_frequent: Annotated[
+        int | None, arg(metavar="K", help_behavior_hint="(default: the whole vocabulary)")
+    ] = None
+    """With --labels next-token: only so many tokens are a class, the most frequent ones."""
 
     layers: Annotated[
         UseAppendAction[tuple[str, ...]],
@@ -197,10 +216,26 @@ class Analyze:
         require("seed", self.seed, -(2**63) <= self.seed < 2**64, "-2^63 <= seed < 2^64")
         if self.max_length is not None:
             check_positive("max_length", self.max_length)
+        self._check_labels()
         choose_metrics(self._metrics(), full=self.full)
         if self.save_states and self.out is None:
             raise ValueError("save_states needs out, a directory to write to")
         return _open_run(self.model)
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            if self.most_frequent is not None:
+                raise ValueError("most_frequent needs labels next-token, whose classes are tokens")
+            return
+        if self.most_frequent is not None:
+            check_positive("most_frequent", self.most_frequent)
+        require("reduce", self.reduce, self.reduce in (None, "tokens"), "tokens for next-token")
+        given = [n for n in _DATA_FLAGS if getattr(self, n) != getattr(type(self), n)]
+        if given:
+            raise ValueError(f"{given[0]} is for labelled data, expected none with next-token")
+        wanted = f"a {', '.join(DOCUMENT_SUFFIXES)} file for next-token"
+        suffix = Path(self.data or "").suffix.lower()
+        require("data", self.data, suffix in DOCUMENT_SUFFIXES, wanted)
 
     def _metrics(self) -> Metrics:
         return [name for names in self.metrics for name in names] or "auto"
@@ -257,6 +292,8 @@ class Analyze:
             "seed": self.seed,
             **how,
         }
+        if self.labels is not None:
+            about["labels"] = self.labels
         if ranks is not None:
             about["processes"] = ranks.size
         told = f"{len(files)} checkpoints" if is_series else f"weights: {weights[0]}"
@@ -306,7 +343,8 @@ class Analyze:
 
     def _how(self, run: RunDirectory | None) -> dict[str, Any]:
         """Return the options that a run directory has its own defaults for."""
-        reduce, weighting, dtype = "mean", "uniform", "float32"
+        reduce = "mean" if self.labels is None else "tokens"
+        weighting, dtype = "uniform", "float32"
         if run is not None:
             settings = run.settings()
             reduce, weighting = settings.measurement.reduce, settings.measurement.weighting
@@ -318,7 +356,9 @@ class Analyze:
             "dtype": self.dtype or dtype,
         }
 
-    def _load(self, run: RunDirectory | None) -> tuple[Data | TextData, LoadedModel]:
+    def _load(self, run: RunDirectory | None) -> tuple[Data | TextData | NextTokens, LoadedModel]:
+        if self.labels is not None:
+            return self._load_tokens(run)
         if run is None:
             samples = self._samples()
             shape = samples.input_shape if isinstance(samples, Data) else None
@@ -337,6 +377,22 @@ class Analyze:
         if isinstance(samples, TextData):
             raise ValueError(f"data is {self.data}, expected images or vectors for a run")
         return samples, LoadedModel(self.model, module, own.num_classes)
+
+    def _load_tokens(self, run: RunDirectory | None) -> tuple[NextTokens, LoadedModel]:
+        """Return the tokens of running text, and the model that has made them."""
+        if run is not None:
+            raise ValueError(f"model {run.path} is a run, expected a language model for next-token")
+        documents = load_documents(Path(self.data or "").expanduser())
+        # A factory of one's own that asks for a number of outputs gets that of bytes.
+        model = load_model(self.model, ByteTokenizer.vocab_size)
+        tokens = NextTokens.of(
+            documents,
+            model,
+            most_frequent=self.most_frequent,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+        )
+        return tokens, model
 
     def _samples(self) -> Data | TextData:
         if self.data is None:
@@ -368,22 +424,30 @@ class Analyze:
         analysis: Analysis,
         name: str,
         probe: LayerProbe,
-        samples: Data | TextData,
+        samples: Data | TextData | NextTokens,
         how: dict[str, Any],
     ) -> None:
         """Report what a probe has measured."""
+        names: Sequence[str] | None
+        if isinstance(samples, NextTokens):
+            names = samples.class_names(probe.num_classes)
+        else:
+            names = samples.class_names
         report = probe.report(
             weighting=how["weighting"],
             corrected=self.corrected,
             jackknife=self.jackknife,
             metrics=self._metrics(),
-            class_names=samples.class_names,
+            class_names=names,
             min_count=self.min_count,
         )
         analysis.add(name, report, probe.scatters if self.save_states else {})
 
 
-def _describe(samples: Data | TextData) -> str:
+def _describe(samples: Data | TextData | NextTokens) -> str:
+    if isinstance(samples, NextTokens):
+        documents, blocks = samples.blocks.num_documents, len(samples.blocks.blocks)
+        return f"{samples.name} (next tokens in {blocks} blocks of {documents} documents)"
     if isinstance(samples, TextData):
         what = f"{len(samples.sentences)} sentences"
     else:

@@ -11,6 +11,7 @@ import torch
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import together
 from deeprep.cli.foreign import errors_of
+from deeprep.cli.next_tokens import NextTokens
 from deeprep.cli.ranks import is_first
 from deeprep.cli.shared import progress_bar
 from deeprep.data import Batches, Data, TextBatches, TextData
@@ -49,7 +50,9 @@ class Measuring:
     max_length: int | None
     ranks: Ranks | None
 
-    def probe(self, model: LoadedModel, samples: Data | TextData, what: str) -> LayerProbe:
+    def probe(
+        self, model: LoadedModel, samples: Data | TextData | NextTokens, what: str
+    ) -> LayerProbe:
         """Return a probe that has measured a model as it is now, the samples of all processes.
 
         Parameters
@@ -61,7 +64,11 @@ class Measuring:
         what
             For the bar of progress.
         """
-        loader = self._loader(model, _share(samples, self.ranks))
+        if isinstance(samples, NextTokens):
+            num_classes, labels = None, samples.labels
+        else:
+            num_classes, labels = samples.num_classes, None
+        loader = self._loader(model, samples)
         full: Literal["auto", False] = "auto" if self.full else False
         enabled = self.dtype == "bfloat16"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
@@ -69,7 +76,12 @@ class Measuring:
         def first_pass() -> LayerProbe:
             with errors_of(model.name):
                 probe = LayerProbe(
-                    model.module, samples.num_classes, self.layers or None, self.reduce, full=full
+                    model.module,
+                    num_classes,
+                    self.layers or None,
+                    self.reduce,
+                    full=full,
+                    labels=labels,
                 )
                 probe.run(loader, shown)
             return probe
@@ -89,7 +101,13 @@ class Measuring:
                     probe.scores.all_reduce(self.ranks.group)
         return probe
 
-    def _loader(self, model: LoadedModel, samples: Data | TextData) -> Iterable[Any]:
+    def _loader(self, model: LoadedModel, samples: Data | TextData | NextTokens) -> Iterable[Any]:
+        """Return batches of this process's share of the samples."""
+        if isinstance(samples, NextTokens):
+            if self.ranks is None:
+                return samples.blocks
+            return samples.blocks.share(self.ranks.rank, self.ranks.size)
+        samples = _share(samples, self.ranks)
         if not len(samples.labels):  # the share of one process of more than there are samples
             return []
         if isinstance(samples, TextData):

@@ -5,6 +5,7 @@ training splits are read, since that is what the paper measures. Sentences come 
 (`text.py`).
 """
 
+from deeprep.data.documents import Documents, TokenBlocks, load_documents
 from deeprep.data.registry import load_configured_data, load_data
 from deeprep.data.settings import DatasetName, DataSettings
 from deeprep.data.synthetic import orthogonal
@@ -18,11 +19,14 @@ __all__ = [
     "Data",
     "DataSettings",
     "DatasetName",
+    "Documents",
     "TextBatches",
     "TextData",
+    "TokenBlocks",
     "WordTokenizer",
     "load_configured_data",
     "load_data",
+    "load_documents",
     "load_text",
     "orthogonal",
 ]

@@ -28,7 +28,14 @@ from deeprep.base.validate import check_positive
 from deeprep.data.tensors import RawData, select
 from deeprep.data.tokenizers import Tokenizer
 
-__all__ = ["TEXT_SUFFIXES", "TextBatches", "TextData", "load_text"]
+__all__ = [
+    "TEXT_SUFFIXES",
+    "TextBatches",
+    "TextData",
+    "load_text",
+    "read_sentences",
+    "read_utf8",
+]
 
 TEXT_SUFFIXES = (".tsv", ".csv", ".jsonl")
 _LABEL = "label"
@@ -101,12 +108,8 @@ def load_text(
     path = Path(path)
     if path.suffix.lower() not in TEXT_SUFFIXES:
         raise ValueError(f"data is {path}, expected one of {', '.join(TEXT_SUFFIXES)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"data {path} is not a file")
-    content = _decode(path)
-    read = _read_objects if path.suffix.lower() == ".jsonl" else _read_table
     labels, sentences = [], []
-    for line, label, sentence in read(path, content):
+    for line, label, sentence in read_sentences(path):
         if not label.strip() or not sentence.strip():
             missing = "label" if not label.strip() else "sentence"
             raise ValueError(f"data {path}, line {line}: the {missing} is empty")
@@ -193,7 +196,34 @@ class TextBatches:
             yield inputs, self.text.labels[torch.from_numpy(rows)]
 
 
-def _decode(path: Path) -> str:
+def read_sentences(path: Path, *, labelled: bool = True) -> Iterator[tuple[int, str, str]]:
+    """Line, label and sentence of each sample of a file; for the rest, see `load_text`.
+
+    Parameters
+    ----------
+    path
+        A .tsv, .csv or .jsonl file in UTF-8.
+    labelled
+        Whether objects of a .jsonl file must have a label; that of one without is "".
+    """
+    content = read_utf8(path)
+    if path.suffix.lower() == ".jsonl":
+        return _read_objects(path, content, labelled=labelled)
+    return _read_table(path, content)
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Bytes that are not UTF-8, naming the line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data {path} is not a file")
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")  # without the byte order mark of some editors
@@ -247,7 +277,7 @@ def _sentence(sample: Mapping[str, Any]) -> Any:
     return next((sample[name] for name in _SENTENCE if name in sample), None)
 
 
-def _read_objects(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
+def _read_objects(path: Path, content: str, *, labelled: bool) -> Iterator[tuple[int, str, str]]:
     """Line, label and sentence of the objects of a .jsonl file."""
     # Not splitlines: a JSON string may hold other line separators of Unicode.
     lines = content.removesuffix("\n").split("\n") if content else []
@@ -255,12 +285,13 @@ def _read_objects(path: Path, content: str) -> Iterator[tuple[int, str, str]]:
         sample = strict_json.parse(text, f"data {path}, line {line}")
         if not isinstance(sample, dict):
             raise ValueError(f"data {path}, line {line}: {text[:40]}, expected an object")
-        label, sentence = sample.get(_LABEL), _sentence(sample)
+        label, sentence = sample.get(_LABEL, None if labelled else ""), _sentence(sample)
         if not isinstance(label, str | int) or not isinstance(sentence, str):
             keys = ", ".join(map(repr, sample)) or "none"
+            wanted = "'label', text or a whole number, and " if labelled else ""
             raise ValueError(
-                f"data {path}, line {line}: expected 'label', text or a whole number, and 'text' "
-                f"or 'sentence', text; the keys are {keys}"
+                f"data {path}, line {line}: expected {wanted}'text' or 'sentence', text; the keys "
+                f"are {keys}"
             )
         yield line, str(label), sentence
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import pytest
+import torch
 from analyze_command import DIGITS, MODELS, analyzed, cnn, only_report
 
 import deeprep
@@ -135,6 +136,83 @@ def test_a_hugging_face_folder(sentences, folder, capsys):
     assert "model gpt is no run directory; if a Hugging Face folder, hf:gpt" in (
         capsys.readouterr().err
     )
+
+
+WORDS = ["<end>", "the", "cat", "sat", "on", "mat"]
+
+
+@pytest.fixture
+def language_model(folder):
+    """A GPT-2 and a tokenizer without a token for padding, as GPT-2 has none."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<end>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<end>", eos_token="<end>"
+    ).save_pretrained(folder / "gpt")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_embd=8, n_layer=2, n_head=2, vocab_size=6, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder / "gpt")
+    (folder / "cat.txt").write_text("the cat sat on the mat the cat sat on the <end> the cat sat")
+    return "hf:gpt"
+
+
+def test_next_tokens_of_a_text_file(language_model, folder, capsys):
+    arguments = (language_model, "--data", "cat.txt", "--labels", "next-token")
+    result = analyzed(capsys, *arguments, "--max-length", "8", "--accuracy")
+    report = only_report(result)
+    assert result["labels"] == "next-token"
+    assert result["reduce"] == "tokens"
+    assert [layer.name for layer in report.layers] == ["input", "h.0", "h.1"]
+    assert (report.num_samples, report.num_classes) == (7 + 6, 6)
+    assert report.class_names == WORDS
+    assert report.layers[-1].ncc_accuracy is not None
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModel.from_pretrained(folder / "gpt", local_files_only=True)
+    ids = torch.tensor([[WORDS.index(word) for word in (folder / "cat.txt").read_text().split()]])
+    blocks = [ids[:, :8], ids[:, 8:]]
+    wanted = deeprep.analyze(model, blocks, labels="next-token", layers=["h.0", "h.1"])
+    for found, expected in zip(report.layers, wanted.layers, strict=True):
+        assert found.compression == pytest.approx(expected.compression, rel=1e-5)
+
+
+def test_most_frequent_next_tokens_of_documents(language_model, folder, capsys):
+    (folder / "cats.jsonl").write_text('{"text": "the cat sat the cat"}\n{"text": "mat the cat"}\n')
+    arguments = (language_model, "--data", "cats.jsonl", "--labels", "next-token")
+    report = only_report(analyzed(capsys, *arguments, "--most-frequent", "2"))
+    assert (report.num_samples, report.class_names) == (5, ["cat", "the"])
+    (folder / "cats.tsv").write_text("a\tthe cat sat\nb\tthe mat\n")
+    assert main(["analyze", language_model, "--data", "cats.tsv", "--labels", "next-token"]) == 0
+    assert "cats.tsv (next tokens in 2 blocks of 2 documents)" in capsys.readouterr().out
+
+
+def test_next_tokens_of_an_own_model_are_bytes(folder, capsys):
+    (folder / "a.txt").write_text("abcabcab")
+    arguments = ("own_models:Sentences", "--data", "a.txt", "--labels", "next-token")
+    report = only_report(analyzed(capsys, *arguments, "--layers", "blocks"))
+    assert (report.num_samples, report.num_classes) == (7, 257)
+    assert report.class_name(98) == "token 98"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "cat.txt", "--most-frequent", "3"), "most_frequent needs labels next-token"),
+        (("--data", "digits", "--labels", "next-token"), "data is digits, expected a .txt, .tsv"),
+        (("--labels", "next-token"), "data is None, expected a .txt"),
+        (("--data", "cat.txt", "--labels", "next-token", "--reduce", "mean"), "reduce is mean"),
+        (("--data", "cat.txt", "--labels", "next-token", "--classes", "2"), "classes is for label"),
+        (("--data", "none.txt", "--labels", "next-token"), "data none.txt is not a file"),
+        (("--data", "cat.txt", "--labels", "next-token", "--max-length", "1"), "max_length is 1"),
+    ],
+)
+def test_flags_that_do_not_go_with_next_tokens(language_model, capsys, arguments, said):
+    assert main(["analyze", language_model, *arguments]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
