@@ -1,7 +1,8 @@
 """What `deeprep.analyze` costs on top of running the model: in time, and in memory.
 
 The bare forward and three ways to analyze take turns over the same loader, in eval mode and without
-gradients: by default, with full="auto", and with accuracy=True, which runs the model twice.
+gradients: by default, with full="auto", and with accuracy=True, which runs the model twice. Of the
+language model every position is a sample, and each of its next tokens a class.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +23,15 @@ from benchmarks.memory import in_fresh_process, peak_growth
 from benchmarks.timing import median_ratio, taking_turns, threads
 from deeprep import reference
 
-Reduce = Literal["mean", "flatten", "tokens"]
+Reduce = Literal["mean", "flatten", "tokens", "next-token"]
 Loader = list[tuple[Tensor, Tensor]]
 
 NUM_CLASSES = 10
 _BATCH = 64
 _IMAGE = 64  # pixels on a side
 _PATCH = 8
+_CONTEXT = 65  # tokens, as many as the ViT has
+_VOCABULARY = 2000
 _WIDTH = 192
 _NUM_BLOCKS = 12
 _NUM_BATCHES = 8
@@ -78,6 +81,25 @@ class _PlainEncoder(nn.Module):
         return logits
 
 
+class _LanguageModel(nn.Module):
+    """PyTorch's own encoder layers under a causal mask, between an embedding and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(_VOCABULARY, _WIDTH)
+        layer = nn.TransformerEncoderLayer(
+            _WIDTH, _WIDTH // 64, 4 * _WIDTH, batch_first=True, activation="gelu", norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, _NUM_BLOCKS, enable_nested_tensor=False)
+        self.head = nn.Linear(_WIDTH, _VOCABULARY)
+        mask = nn.Transformer.generate_square_subsequent_mask(_CONTEXT)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.blocks(self.tokens(ids), mask=self.mask, is_causal=True))
+        return logits
+
+
 def _vision_transformer() -> nn.Module:
     model: nn.Module = VisionTransformer(
         image_size=_IMAGE,
@@ -96,6 +118,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "ResNet-18": (partial(resnet18, num_classes=NUM_CLASSES), 8),
     "ViT, 12 blocks": (_vision_transformer, _NUM_BLOCKS),
     "nn.TransformerEncoder, 12 layers": (_PlainEncoder, _NUM_BLOCKS),
+    "language model, 12 layers": (_LanguageModel, _NUM_BLOCKS),
 }
 CASES: tuple[tuple[str, Reduce], ...] = (
     ("ResNet-18", "mean"),
@@ -103,6 +126,7 @@ CASES: tuple[tuple[str, Reduce], ...] = (
     ("ViT, 12 blocks", "mean"),
     ("ViT, 12 blocks", "tokens"),
     ("nn.TransformerEncoder, 12 layers", "mean"),
+    ("language model, 12 layers", "next-token"),
 )
 
 
@@ -119,7 +143,7 @@ def _measure(
     name: str, reduce: Reduce, num_threads: int, seconds: float, quick: bool
 ) -> ProbeOverhead:
     model = _build(name)
-    loader = _loader(4 if quick else _BATCH, 1 if quick else _NUM_BATCHES)
+    loader = _loader(reduce, 4 if quick else _BATCH, 1 if quick else _NUM_BATCHES)
     _check(model, name, reduce, loader[:1])
     bare = partial(_forward, model, loader)
     calls = {mode: partial(_analyze, model, reduce, loader, mode) for mode in _MODES}
@@ -136,7 +160,7 @@ def _measure(
         model=name,
         reduce=reduce,
         num_layers=len(_analyze(model, reduce, loader[:1]).layers),
-        num_samples=sum(len(labels) for _, labels in loader),
+        num_samples=sum(len(inputs) for inputs, _ in loader),
         bare=statistics.median(times[0]),
         default_quartiles=(float(low), float(high)),
         **ratios,
@@ -151,17 +175,20 @@ def _build(name: str) -> nn.Module:
     return MODELS[name][0]().eval()
 
 
-def _loader(batch: int, num_batches: int) -> Loader:
+def _loader(reduce: Reduce, batch: int, num_batches: int) -> Loader:
     """The same batch over and over: so much data takes no more memory than one batch."""
     generator = torch.Generator().manual_seed(0)
+    if reduce == "next-token":
+        ids = torch.randint(_VOCABULARY, (batch, _CONTEXT), generator=generator)
+        return [(ids, ids)] * num_batches
     images = torch.randn(batch, 3, _IMAGE, _IMAGE, generator=generator)
     return [(images, torch.arange(batch) % NUM_CLASSES)] * num_batches
 
 
 def _forward(model: nn.Module, loader: Loader) -> None:
     with torch.no_grad():
-        for images, _ in loader:
-            model(images)
+        for inputs, _ in loader:
+            model(inputs)
 
 
 def _analyze(
@@ -170,12 +197,18 @@ def _analyze(
     options = (
         {"full": "auto"} if mode == "full" else {"accuracy": True} if mode == "accuracy" else {}
     )
-    return deeprep.analyze(model, loader, NUM_CLASSES, reduce=reduce, **options)
+    return deeprep.analyze(model, loader, **_how(reduce), **options)
+
+
+def _how(reduce: Reduce) -> dict[str, Any]:
+    if reduce == "next-token":
+        return {"labels": "next-token"}
+    return {"num_classes": NUM_CLASSES, "reduce": reduce}
 
 
 def _state_bytes(model: nn.Module, reduce: Reduce, loader: Loader) -> int:
     """Bytes of the states of all layers, the input included."""
-    with torch.no_grad(), deeprep.LayerProbe(model, NUM_CLASSES, reduce=reduce) as probe:
+    with torch.no_grad(), deeprep.LayerProbe(model, **_how(reduce)) as probe:
         probe(*loader[0])
     return sum(
         tensor.nbytes
@@ -196,7 +229,9 @@ def _check(model: nn.Module, name: str, reduce: Reduce, loader: Loader) -> None:
     _forward(model, loader)
     handle.remove()
     features, labels = outputs[0], loader[0][1]
-    if reduce == "tokens":
+    if reduce == "next-token":
+        features, labels = features[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    elif reduce == "tokens":
         labels = labels.repeat_interleave(features.shape[1])
         features = features.flatten(0, 1)
     elif reduce == "mean":
@@ -214,10 +249,10 @@ def _peaks(num_threads: int, name: str, reduce: Reduce) -> tuple[int | None, int
     """Peak of `analyze` less that of the bare forward, for some data and eight times as much."""
     torch.set_num_threads(num_threads)
     model = _build(name)
-    _analyze(model, reduce, _loader(_BATCH, 1))  # loads what loads only once
+    _analyze(model, reduce, _loader(reduce, _BATCH, 1))  # loads what loads only once
     extra: list[int | None] = []
     for num_batches in (_MEMORY_BATCHES, 8 * _MEMORY_BATCHES):
-        loader = _loader(_BATCH, num_batches)
+        loader = _loader(reduce, _BATCH, num_batches)
         bare = peak_growth(partial(_forward, model, loader))
         ours = peak_growth(partial(_analyze, model, reduce, loader))
         extra.append(None if bare is None or ours is None else ours - bare)

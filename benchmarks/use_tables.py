@@ -96,8 +96,8 @@ def probe_table(records: Sequence[Record]) -> Table:
         ),
         rows,
         (
-            f"{records[0]['num_samples']} images in batches of 64; times are medians over turns, "
-            "memory medians over fresh processes. accuracy=True runs the model twice.",
+            f"{records[0]['num_samples']} images or texts in batches of 64; times are medians over "
+            "turns, memory medians over fresh processes. accuracy=True runs the model twice.",
         ),
     )
 

@@ -118,7 +118,9 @@ def analyze(
             counts = token_counts(loader, labels.which, ignore_index=ignore_index)
             labels = replace(labels, counts=all_reduced(counts, group) if all_reduce else counts)
         if options.class_names is None:
-            options = replace(options, class_names=[f"token {t}" for t in labels.class_tokens])
+            options = replace(
+                options, class_names=[f"token {t}" for t in labels.class_tokens.tolist()]
+            )
     probe = LayerProbe(
         model, num_classes, layers, reduce, full=full, ignore_index=ignore_index, labels=labels
     )

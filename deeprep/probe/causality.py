@@ -20,7 +20,7 @@ def sees_later_tokens(model: nn.Module, inputs: Any) -> bool:
     """Whether the output at a sequence's first half changes with the tokens of its second half.
 
     Runs the model twice on the first row of a batch. False, too, where that cannot be told: fewer
-    than two tokens, or an output other than (N, T, C).
+    than two tokens, an output other than (N, T, C), or a model that does not take a single row.
 
     Parameters
     ----------
@@ -42,7 +42,10 @@ def sees_later_tokens(model: nn.Module, inputs: Any) -> bool:
     other = row.clone()
     other[:, middle:] = torch.where(row[:, middle:] > 0, row[:, middle:] - 1, row.max())
     kept = tokens[tokens < middle]
-    outputs = [_output(model, _with_row(inputs, ids, changed)) for changed in (row, other)]
+    try:
+        outputs = [_output(model, _with_row(inputs, ids, changed)) for changed in (row, other)]
+    except Exception:  # of any kind; the batch itself has just run
+        return False
     if any(output.ndim != 3 or output.shape[1] != ids.shape[1] for output in outputs):
         return False
     first, second = (output[0, kept.to(output.device)] for output in outputs)

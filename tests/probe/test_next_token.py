@@ -356,6 +356,17 @@ def test_a_model_that_reads_ahead_is_told_of():
     assert not any("causal" in text for text in plain.warnings)
 
 
+def test_a_model_that_takes_no_single_row_is_measured_all_the_same():
+    class Pairs(Causal):
+        def forward(self, input_ids):
+            if len(input_ids) != 2:
+                raise KeyError("two rows")
+            return super().forward(input_ids)
+
+    report = deeprep.analyze(Pairs(), [torch.tensor([[1, 2], [2, 1]])], labels="next-token")
+    assert report.num_samples == 2
+
+
 def test_a_loop_of_ones_own():
     model = Causal()
     inputs = padded(some_sequences(), "right")
