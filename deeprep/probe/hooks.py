@@ -64,6 +64,7 @@ class LayerHooks:
         ignore_index: int,
     ) -> None:
         check_model(model)
+        self._given = model  # which a loop of the user's calls
         self._model = model_to_run(model)
         self._modules = select_layers(model, layers)
         self._embeddings = embedding_layers(model, self._modules)
@@ -144,7 +145,7 @@ class LayerHooks:
         self._consume, self._check = consume, check
         self._calls = dict(_FIRST_CALLS)
         try:
-            with _hooks_fire(self._model):
+            with _hooks_fire(self._given):
                 yield
         finally:
             self._sequences.end_batch()

@@ -82,6 +82,24 @@ def test_compiled_models_are_seen_inside_and_stay_compiled():
         assert len(traces) == 2  # compiled again: the stance is as before
 
 
+def test_a_loop_that_calls_the_compiled_model_is_seen_inside():
+    model, ((inputs, labels), *_) = ResidualNet().eval(), make_batches()
+    expected, traces = measure(model, (inputs, labels)), []
+
+    def backend(graph, example_inputs):
+        traces.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    with torch.no_grad(), LayerProbe(compiled, 3) as probe:
+        for _ in range(2):
+            probe.scatters.clear()
+            with probe.batch(labels):
+                compiled(inputs)
+            assert_same(probe.scatters, expected)
+            assert not traces
+
+
 def test_fused_transformer_layers_with_padding():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 2).eval()
