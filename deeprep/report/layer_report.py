@@ -23,6 +23,7 @@ from deeprep.report.layer_metrics import (
     measure_layer,
 )
 from deeprep.report.options import ReportKeywords, ReportOptions, report_options
+from deeprep.report.scalars import flat_scalars
 from deeprep.report.table import Content, html_table, rich_table
 from deeprep.state import ClassScatter, Weighting
 from deeprep.theory import LineFit, fit_line
@@ -317,6 +318,38 @@ class LayerReport:
         return plots.plot_report(self, path)
 
     # ---------------------------------------------------------------- writing and reading
+
+    def scalars(self, prefix: str = "deeprep/") -> dict[str, float]:
+        """Return every number of the report in one flat dict, for an experiment tracker.
+
+        Names are ``<prefix><metric>/<layer>``, and ``<prefix>compression_fit/slope`` and
+        ``r_squared`` for the fitted lines, in characters that W&B, MLflow, TensorBoard and Trackio
+        all take. No two layers have one name: "relu#2" becomes "relu-2", and any other character
+        of a layer's name that is no ASCII letter, digit, "_" or "." its code point, "-x2f-" for
+        "/".
+
+        What is not defined (None) is left out, and so is what is NaN or infinite, which not every
+        tracker takes; ``<prefix>nonfinite`` is the number of the latter, and `warnings` say why.
+
+        Raises
+        ------
+        ValueError
+            For a prefix that some tracker does not take.
+
+        Examples
+        --------
+        >>> import torch, deeprep
+        >>> scatter = deeprep.class_scatter(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+        >>> report = deeprep.LayerReport.from_scatters({"relu#2": scatter}, metrics=["equinorm"])
+        >>> scalars = report.scalars()
+        >>> sorted(scalars)
+        ['deeprep/compression/relu-2', 'deeprep/discrimination/relu-2', 'deeprep/equinorm/relu-2',
+         'deeprep/nonfinite']
+        >>> scalars["deeprep/compression/relu-2"]
+        2.0
+        """
+        fits = ("compression_fit", "discrimination_fit")
+        return flat_scalars(self.layers, {name: getattr(self, name) for name in fits}, prefix)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""
