@@ -19,7 +19,7 @@ from deeprep.base.validate import UndefinedStatisticError
 from deeprep.files import class_scatter_of_files
 from deeprep.metrics import compression, discrimination
 from deeprep.ops import build_info, show_config
-from deeprep.probe import LayerProbe, TokenLabels, analyze
+from deeprep.probe import LayerProbe, Monitor, TokenLabels, analyze
 from deeprep.report import LayerMetrics, LayerReport, ReportOptions
 from deeprep.state import ClassScatter, all_reduce_layers, class_scatter
 
@@ -33,6 +33,7 @@ __all__ = [
     "LayerMetrics",
     "LayerProbe",
     "LayerReport",
+    "Monitor",
     "RankLostError",
     "ReportOptions",
     "TokenLabels",
