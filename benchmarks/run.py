@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import file_speed, probe_overhead, process_scaling, sections
+from benchmarks import file_speed, monitor_overhead, probe_overhead, process_scaling, sections
 from benchmarks.cells import Cell, measure
 from benchmarks.roofline import draw
 from benchmarks.shapes import DTYPES, LABELLINGS, SHAPES, DTypeName, Labelling, Shape
@@ -32,7 +32,7 @@ from deeprep.base.machine import available_cores, processor
 from deeprep.base.paths import atomic_path
 from deeprep.run.record import environment
 
-Section = Literal["cells", "small", "full", "metrics", "files", "probes", "processes"]
+Section = Literal["cells", "small", "full", "metrics", "files", "probes", "monitor", "processes"]
 
 _RESULTS = Path(__file__).parent / "results"
 _QUICK_RESULTS = Path("build/benchmarks-quick")
@@ -59,7 +59,7 @@ class Settings:
     """Also time metrics at d = 4096 and K = 50,000: some minutes."""
     sections: tuple[Section, ...] = get_args(Section)
     """Which measurements: the table of shapes, small updates, full=True, metrics (with --slow),
-    features on disk, analyze of whole models, several processes."""
+    features on disk, analyze of whole models, Monitor in training, several processes."""
     seconds: float = 4.0
     """Time spent on the update and the floor of each cell; at least five repeats are made."""
     budget: float = 30.0
@@ -169,6 +169,10 @@ def _other_sections(settings: Settings, num_threads: int) -> dict[str, Callable[
         chosen["probe_overheads"] = partial(
             probe_overhead.probe_overheads, num_threads, 5 * settings.seconds, settings.quick
         )
+    if "monitor" in settings.sections:
+        chosen["monitor_overheads"] = partial(
+            monitor_overhead.monitor_overheads, num_threads, 5 * settings.seconds, settings.quick
+        )
     if "processes" in settings.sections:
         chosen["process_scalings"] = partial(process_scaling.process_scalings, settings.quick)
         chosen["reduce_times"] = partial(process_scaling.reduce_times, settings.quick)
@@ -201,6 +205,7 @@ def _header(settings: Settings, num_threads: int) -> dict[str, Any]:
         "metric_times": [],
         "file_speeds": [],
         "probe_overheads": [],
+        "monitor_overheads": [],
         "process_scalings": [],
         "reduce_times": [],
     }

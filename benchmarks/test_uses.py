@@ -1,6 +1,6 @@
-"""Files, probes and processes once each, small: every number is checked, none is a time.
+"""Files, probes, monitor and processes once each, small: every number is checked, none is a time.
 
-`python -m benchmarks.run --sections files probes processes` measures them.
+`python -m benchmarks.run --sections files probes monitor processes` measures them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks import process_scaling, run
     [
         ("files", ["Features on disk"]),
         ("probes", ["analyze over the bare forward"]),
+        ("monitor", ["Monitor over the bare training step"]),
         ("processes", ["split over gloo processes", "all_reduce of a state"]),
     ],
 )

@@ -8,6 +8,7 @@ from benchmarks.layout import Record, Table, bytes_text, seconds_text, shape_tex
 
 _FILE_TARGET = 0.8  # of the speed of reading the files
 _PROBE_TARGET = 1.1  # times the bare forward
+_MONITOR_TARGET = 1.02  # times the bare step
 _STATES_TARGET = 2.0  # extra memory over that of all states
 _FLOAT64_TARGET, _FLOAT32_TARGET = 1e-12, 1e-6
 
@@ -17,6 +18,7 @@ def use_tables(results: Record) -> list[Table]:
     makers = {
         "file_speeds": file_table,
         "probe_overheads": probe_table,
+        "monitor_overheads": monitor_table,
         "process_scalings": process_table,
         "reduce_times": reduce_table,
     }
@@ -98,6 +100,31 @@ def probe_table(records: Sequence[Record]) -> Table:
         (
             f"{records[0]['num_samples']} images or texts in batches of 64; times are medians over "
             "turns, memory medians over fresh processes. accuracy=True runs the model twice.",
+        ),
+    )
+
+
+def monitor_table(records: Sequence[Record]) -> Table:
+    """(m) Monitor against the bare training step."""
+    rows = [
+        (
+            f"{record['model']}, {record['reduce']}, {record['device']}",
+            f"{record['batch']}",
+            seconds_text(record["bare"]),
+            f"{record['watched']:.3f}",
+            "{:.3f} - {:.3f}".format(*record["quartiles"]),
+            verdict(record["watched"] <= _MONITOR_TARGET),
+            f"{record['idle']:.3f}",
+        )
+        for record in records
+    ]
+    return Table(
+        f"Monitor over the bare training step, every = 10 (target: {_MONITOR_TARGET})",
+        ("model, reduce, device", "batch", "bare step", "Monitor", "quartiles", "", "idle"),
+        rows,
+        (
+            "One step of ten is measured and reported; idle: asked before every step, measures "
+            "none. Turns of ten steps; medians of ratios turn by turn.",
         ),
     )
 
