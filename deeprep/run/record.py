@@ -5,6 +5,7 @@ metrics.jsonl        one line per measurement: epoch, loss, accuracy, report
 layers.csv           the last measurement, one row per layer
 compression.png, discrimination.png    the last measurement; evolution.png    all of them
 checkpoint.pt        weights and optimiser
+tracker.json         with --tracker: which run of the tracker it is, and the last epoch logged
 
 Every file is written under another name and then renamed, so a run killed at any moment leaves
 whole files. JSON is strict: where a report holds NaN or infinity, there is a string instead, as

@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,6 +39,7 @@ from deeprep.run.defaults import resolve
 from deeprep.run.job import Job, pin_settings, prepare, prepare_device, wrap_parallel
 from deeprep.run.record import Checkpoint, Measurement, RunDirectory
 from deeprep.run.settings import Settings
+from deeprep.run.tracker import Tracker, require_tracker
 from deeprep.run.train import NonFiniteLossError, evaluate, measurement_epochs, train
 
 __all__ = ["RunStopped", "run"]
@@ -69,8 +70,9 @@ def run(start: Settings | RunDirectory, console: Console | None = None) -> RunDi
     Raises
     ------
     ValueError
-        Settings that do not fit together or do not fit the data; a directory to continue whose
-        files are damaged or do not fit one another.
+        Settings that do not fit together or do not fit the data; a tracker that is not installed or
+        cannot be started; a directory to continue whose files are damaged or do not fit one
+        another.
     FileNotFoundError
         The files of the data set are not found.
     FileExistsError
@@ -99,7 +101,10 @@ def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) 
     begin = -1 if checkpoint is None else checkpoint.epoch
     together(ranks, lambda: directory.forget_after(begin) if session.first else None)
     console.print(escape(session.description()), soft_wrap=True, highlight=False)
-    stopped = session.train(checkpoint)
+    is_logging = session.first and not (checkpoint is not None and checkpoint.finished)
+    with ExitStack() as stack:
+        together(ranks, lambda: stack.enter_context(session.tracker) if is_logging else None)
+        stopped = session.train(checkpoint)
     files = together(ranks, lambda: directory.write_summaries() if session.first else [])
     if session.first:
         _print_results(directory, files, console)
@@ -115,6 +120,7 @@ def _open_session(
     settings = together(
         ranks, lambda: start.settings() if isinstance(start, RunDirectory) else resolve(start)
     )
+    together(ranks, lambda: require_tracker(settings.run.tracker))
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
     elif ranks is not None:
@@ -125,7 +131,8 @@ def _open_session(
     )
     job = together(ranks, lambda: prepare(settings, data, device, ranks))
     directory = _open_directory(start, settings, device, ranks)
-    return _Session(settings, data, device, job, directory, console, ranks)
+    tracker = Tracker(settings.run.tracker, directory, settings)
+    return _Session(settings, data, device, job, directory, tracker, console, ranks)
 
 
 def _open_directory(
@@ -151,6 +158,7 @@ class _Session:
     device: torch.device
     job: Job
     directory: RunDirectory
+    tracker: Tracker
     console: Console
     ranks: Ranks | None
 
@@ -259,11 +267,14 @@ class _Session:
             all_reduce=ranks is not None,
         )
         measurement = Measurement(epoch, loss, accuracy, report)
-        directory = self.directory
-        together(ranks, lambda: directory.add_measurement(measurement) if self.first else None)
+        together(ranks, lambda: self._record(measurement) if self.first else None)
         self.console.print(
             f"epoch {epoch:5d}  loss {loss:.4g}  accuracy {accuracy:.2%}", highlight=False
         )
+
+    def _record(self, measurement: Measurement) -> None:
+        self.directory.add_measurement(measurement)
+        self.tracker.add(measurement)
 
     def _save(self, epoch: int, finished: bool) -> None:
         if self.first:

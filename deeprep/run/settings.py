@@ -31,9 +31,12 @@ __all__ = [
     "OptimizationSettings",
     "RunSettings",
     "Settings",
+    "TrackerName",
     "from_dict",
     "to_dict",
 ]
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 # What the config.json and sweep.json of earlier versions call a setting -> its name.
 FORMER_NAMES = {"final_lr": "final_lr_fraction"}
@@ -124,6 +127,9 @@ class RunSettings:
 
     runs_dir: Path = Path("runs")
     """Directory that holds the run directories."""
+
+    tracker: TrackerName | None = None
+    """Experiment tracker that also gets the curves, from its own environment variables."""
 
     name: str | None = None
     """Name of the run directory, which must not exist yet. Default: architecture, data set and

@@ -24,7 +24,7 @@ from deeprep.sweep.grid import Run
 
 Status = Literal["new", "stopped", "finished", "failed"]
 # Settings in which a run may differ from its sweep: they change the last bits at most.
-_FREE = ("device", "threads", "runs_dir", "name")
+_FREE = ("device", "threads", "runs_dir", "name", "tracker")
 
 
 @dataclass(frozen=True)

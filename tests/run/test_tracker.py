@@ -1,0 +1,193 @@
+"""--tracker: curves in the real thing, read back, no epoch twice; errors come before any file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+
+import pytest
+
+from deeprep import plots
+from deeprep.data import DataSettings
+from deeprep.models import ModelSettings
+from deeprep.run import main, run, session, tracker
+from deeprep.run.record import RunDirectory
+from deeprep.run.settings import OptimizationSettings, RunSettings, Settings
+
+NAME = "deeprep/compression/layer2"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, restore_threads):
+    for name in ("plot_compression", "plot_discrimination", "plot_evolution"):
+        monkeypatch.setattr(plots, name, lambda report, path: path.touch())
+
+
+def small_settings(runs_dir, name):
+    return Settings(
+        model=ModelSettings(depth=3, width=8),
+        data=DataSettings(classes=(3,), samples_per_class=10),
+        optimization=OptimizationSettings(batch_size=16, epochs=5),
+        run=RunSettings(runs_dir=runs_dir, threads=1, device="cpu", tracker=name),
+    )
+
+
+def read_tensorboard(directory, run_id, metric):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return [
+        (event.step, event.summary.value[0].tensor.float_val[0])
+        for path in sorted((directory / "tensorboard").iterdir())
+        for event in EventFileLoader(str(path)).Load()
+        if event.summary.value and event.summary.value[0].tag == metric
+    ]
+
+
+def wandb_records(data):
+    """Records of a .wandb file: a log as LevelDB writes them, in blocks of 32 KiB."""
+    assert data[:4] == b":W&B"
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def read_wandb(directory, run_id, metric):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for path in sorted(directory.glob(f"wandb/offline-run-*/run-{run_id}.wandb")):
+        for data in wandb_records(path.read_bytes()):
+            record = Record.FromString(data)
+            items = {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                for item in record.history.item
+            }
+            if metric in items:
+                found.append((record.history.step.num, items[metric]))
+    return found
+
+
+def read_mlflow(directory, run_id, metric):
+    import mlflow
+
+    history = mlflow.MlflowClient().get_metric_history(run_id, metric)
+    assert mlflow.MlflowClient().get_run(run_id).info.status == "FINISHED"
+    return [(each.step, each.value) for each in history]
+
+
+def read_trackio(directory, run_id, metric):
+    from trackio.sqlite_storage import SQLiteStorage
+
+    logs = SQLiteStorage.get_logs("deeprep", run_id)
+    return [(each["step"], each[metric]) for each in logs if metric in each]
+
+
+READ = {
+    "tensorboard": ("tensorboard", read_tensorboard),
+    "wandb": ("wandb", read_wandb),
+    "mlflow": ("mlflow", read_mlflow),
+    "trackio": ("trackio", read_trackio),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_curves_of_a_run_that_crashed_and_went_on(tmp_path, monkeypatch, name):
+    package, read = READ[name]
+    pytest.importorskip(package)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    save = RunDirectory.save_checkpoint
+
+    def crash(self, checkpoint):
+        if checkpoint.epoch == 2:  # which is measured and logged by then
+            raise MemoryError
+        save(self, checkpoint)
+
+    settings = small_settings(tmp_path / "runs", name)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", crash)
+        with pytest.raises(MemoryError):
+            run(settings)
+    directory = tmp_path / "runs/mlp-digits-seed0"
+    note = json.loads((directory / "tracker.json").read_text())
+    assert (note["tracker"], note["epoch"]) == (name, 2)
+    run(RunDirectory.open(directory))
+    run(RunDirectory.open(directory))  # finished: it adds nothing
+    measured = RunDirectory.open(directory).measurements
+    wanted = {each.epoch: each.report.scalars()[NAME] for each in measured}
+    found = read(directory, note["run"], NAME)
+    assert [step for step, _ in found] == list(wanted)
+    assert dict(found) == pytest.approx(wanted, rel=1e-6)
+    losses = dict(read(directory, note["run"], "loss"))
+    assert losses == pytest.approx({each.epoch: each.loss for each in measured}, rel=1e-6)
+    plain = run(replace(settings, run=replace(settings.run, tracker=None, name="plain"))).path
+    for file in ("metrics.jsonl", "layers.csv"):  # nothing but the curves is different
+        assert (plain / file).read_bytes() == (directory / file).read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracker, "find_spec", lambda name: None)
+    assert main(["--tracker", "wandb"]) == 1
+    message = "tracker is 'wandb', expected a package that is installed: pip install"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="tracker is 'mlflow'"):
+        run(small_settings(tmp_path / "runs", "mlflow"))
+    assert not list(tmp_path.iterdir())
+
+
+class Failing:
+    def __init__(self, directory, settings, note):
+        note["run"] = "1"
+
+    def log(self, values, step):
+        if step:
+            raise ConnectionError("no network")
+
+    def close(self):
+        pass
+
+
+def test_a_tracker_that_fails_later_warns_and_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracker, "find_spec", lambda name: True)
+    monkeypatch.setitem(tracker._OPEN, "wandb", Failing)
+    directory = run(small_settings(tmp_path, "wandb"))
+    assert directory.load_checkpoint().finished
+    assert capsys.readouterr().err.count("wandb: no network") == len(directory.measurements) - 1
+
+
+def test_what_cannot_be_started_or_read(tmp_path, monkeypatch):
+    def refuse(directory, settings, note):
+        raise PermissionError("no account")
+
+    monkeypatch.setattr(tracker, "find_spec", lambda name: True)
+    monkeypatch.setitem(tracker._OPEN, "wandb", refuse)
+    with pytest.raises(ValueError, match=r"'wandb', which cannot be started: no account"):
+        run(small_settings(tmp_path, "wandb"))
+    directory = tmp_path / "mlp-digits-seed0"
+    monkeypatch.setitem(tracker._OPEN, "wandb", Failing)
+    (directory / "tracker.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tracker\.json is another kind of data"):
+        run(RunDirectory.open(directory))
+    (directory / "tracker.json").unlink()
+    assert run(RunDirectory.open(directory)).load_checkpoint().finished
+
+
+def test_without_a_tracker_there_is_nothing(tmp_path):
+    assert session.Tracker(None, RunDirectory(tmp_path), Settings()).__enter__().add(None) is None
+    assert not list(tmp_path.iterdir())
