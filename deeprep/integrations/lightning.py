@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from deeprep.base import validate
-from deeprep.probe import LayerProbe
+from deeprep.probe import LayerProbe, Monitor
 from deeprep.probe.evaluation import split_batch
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.report import LayerReport, ReportOptions
 from deeprep.report.layer_metrics import ALWAYS, choose_metrics
 from deeprep.report.options import ReportKeywords, report_options
+from deeprep.report.scalars import tracker_name
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -42,7 +44,7 @@ else:
 
 __all__ = ["LayerMetricsCallback"]
 
-Stage = Literal["train", "validation"]
+Stage = Literal["train", "validation", "test"]
 
 
 class LayerMetricsCallback(Callback):
@@ -53,7 +55,8 @@ class LayerMetricsCallback(Callback):
     other data, at the end of the epoch. States of all processes are merged exactly.
 
     Values are logged as ``compression/<layer>`` and ``discrimination/<layer>``, which loggers and
-    other callbacks (``monitor=``) find under these names.
+    other callbacks (``monitor=``) find under these names; names of layers are written as in
+    `LayerReport.scalars`.
 
     Parameters
     ----------
@@ -62,10 +65,13 @@ class LayerMetricsCallback(Callback):
     layers, reduce, full, ignore_index
         See `deeprep.LayerProbe`.
     on
-        "validation" or "train". In training the weights change from batch to batch and dropout is
-        on, so the statistics describe an epoch, not one model.
+        "validation", "train", or "test" for `Trainer.test`. In training the weights change from
+        batch to batch and dropout is on, so the statistics describe an epoch, not one model.
     every_n_epochs
-        Measure the epochs 0, n, 2n, ...
+        Measure the epochs 0, n, 2n, ...; a test always is.
+    every_n_steps
+        With ``on="train"``: measure the training steps 0, n, 2n, ... instead of epochs, each by
+        itself, and log it at once, whatever `log_every_n_steps` is; see `deeprep.Monitor`.
     max_batches
         Batches of an epoch to measure at most, in each process.
     loader
@@ -92,7 +98,8 @@ class LayerMetricsCallback(Callback):
     options
         The `ReportOptions` in use.
     reports
-        Dict of epoch -> LayerReport; goes into checkpoints and comes back from them.
+        Dict of epoch -> LayerReport, with `every_n_steps` of step -> LayerReport for the last one
+        alone; goes into checkpoints and comes back from them.
 
     Raises
     ------
@@ -102,8 +109,8 @@ class LayerMetricsCallback(Callback):
 
     Notes
     -----
-    Sanity checks are not measured; of several validation loaders the first is, and of several
-    validations in an epoch the report of the last is kept.
+    Sanity checks are not measured. Of several validation or test loaders the first is, and of
+    several validations in an epoch the report of the last is kept.
 
     Examples
     --------
@@ -122,6 +129,7 @@ class LayerMetricsCallback(Callback):
         *,
         on: Stage = "validation",
         every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
         max_batches: int | None = None,
         loader: Iterable[Any] | None = None,
         module: str | None = None,
@@ -132,7 +140,8 @@ class LayerMetricsCallback(Callback):
         options: ReportOptions | None = None,
         **changes: Unpack[ReportKeywords],
     ) -> None:
-        validate.require("on", repr(on), on in ("train", "validation"), "'train' or 'validation'")
+        stages = ("train", "validation", "test")
+        validate.require("on", repr(on), on in stages, "'train', 'validation' or 'test'")
         self.num_classes = validate.check_positive("num_classes", num_classes)
         options = report_options(options, **changes)
         if options.metrics == "auto":
@@ -140,6 +149,12 @@ class LayerMetricsCallback(Callback):
         choose_metrics(options.metrics, full=full is not False)
         self.options = options
         self.every_n_epochs = validate.check_positive("every_n_epochs", every_n_epochs)
+        if every_n_steps is not None:
+            validate.check_positive("every_n_steps", every_n_steps)
+            alone = on == "train" and loader is None and max_batches is None and every_n_epochs == 1
+            wanted = "on='train' with it, and no loader, max_batches or every_n_epochs"
+            validate.require("every_n_steps", every_n_steps, alone, wanted)
+        self.every_n_steps = every_n_steps
         if max_batches is not None:
             validate.check_positive("max_batches", max_batches)
         self.on = on
@@ -161,6 +176,8 @@ class LayerMetricsCallback(Callback):
             "ignore_index": ignore_index,
         }
         self._probe: LayerProbe | None = None
+        self._monitor: Monitor | None = None
+        self._step = 0
         self._batch: AbstractContextManager[Any] | None = None
         self._num_batches = 0
 
@@ -170,7 +187,8 @@ class LayerMetricsCallback(Callback):
         return (
             stage == self.on
             and not trainer.sanity_checking
-            and trainer.current_epoch % self.every_n_epochs == 0
+            and self.every_n_steps is None
+            and (stage == "test" or trainer.current_epoch % self.every_n_epochs == 0)
         )
 
     def _start_batch(
@@ -214,14 +232,49 @@ class LayerMetricsCallback(Callback):
         changes: ReportKeywords = {} if self.loader is None else {"metrics": "auto"}
         report = probe.report(self.options, **changes)
         self.reports[trainer.current_epoch] = report
-        values = {
-            f"{self.prefix}{metric}/{layer.name}": float(value)
+        values = self._values(report)
+        # All processes have the same values; without sync_dist Lightning warns that they may not.
+        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
+
+    def _values(self, report: LayerReport) -> dict[str, float]:
+        return {
+            f"{self.prefix}{metric}/{tracker_name(layer.name)}": float(value)
             for metric in self.options.metrics
             for layer in report.layers
             if (value := getattr(layer, metric)) is not None
         }
-        # All processes have the same values; without sync_dist Lightning warns that they may not.
-        pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
+
+    # ---------------------------------------------------------------- a step
+
+    def _start_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        if self._monitor is None:
+            self._monitor = Monitor(
+                self._model_of(pl_module),
+                self.num_classes,
+                every=validate.chosen(self.every_n_steps),
+                all_reduce=trainer.world_size > 1,
+                options=self.options,
+                **self._selection,
+            )
+        self._step = trainer.global_step
+        self._batch = self._monitor.step(self.labels_of(batch), _masks_of(batch), number=self._step)
+        self._batch.__enter__()
+
+    def _end_step(self, trainer: Trainer) -> None:
+        # A batch of an accumulated gradient ends no step.
+        if self._monitor is None or trainer.global_step == self._step:
+            return
+        report = self._monitor.report()
+        if report is None:
+            return
+        self.reports = {self._step: report}
+        values = self._values(report)
+        # Past `log_every_n_steps`, which would drop all but the steps that both choose.
+        trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=self._step)
+
+    # ---------------------------------------------------------------- the model
 
     def _probe_of_epoch(self, pl_module: LightningModule) -> LayerProbe:
         # A process without a batch has a part in the merge all the same.
@@ -246,6 +299,7 @@ class LayerMetricsCallback(Callback):
 
     def _detach(self) -> None:
         self._end_batch()
+        self._monitor = None
         if self._probe is not None:
             probe, self._probe = self._probe, None
             probe.__exit__(None, None, None)
@@ -256,7 +310,10 @@ class LayerMetricsCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Measure the forward passes of the step that follows."""
-        self._start_batch(trainer, pl_module, batch, "train")
+        if self.every_n_steps is not None:
+            self._start_step(trainer, pl_module, batch)
+        else:
+            self._start_batch(trainer, pl_module, batch, "train")
 
     def on_validation_batch_start(
         self,
@@ -284,8 +341,9 @@ class LayerMetricsCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Measure no more."""
+        """Measure no more, and log a step that was measured."""
         self._end_batch()
+        self._end_step(trainer)
 
     def on_validation_batch_end(
         self,
@@ -306,6 +364,34 @@ class LayerMetricsCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach, log and keep the report."""
         self._end_epoch(trainer, pl_module, "validation")
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure the forward passes of the step that follows."""
+        if dataloader_idx == 0:
+            self._start_batch(trainer, pl_module, batch, "test")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure no more."""
+        self._end_batch()
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detach, log and keep the report."""
+        self._end_epoch(trainer, pl_module, "test")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import sys
 
@@ -57,6 +58,9 @@ class Steps:
         if self.fail is not None:
             raise self.fail
         return loss
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        return self.loss(batch)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -295,8 +299,8 @@ def test_one_mask_of_an_encoder_decoder_model(by_position):
 
 
 def test_what_does_not_fit_is_said():
-    with pytest.raises(ValueError, match="on is 'test', expected 'train' or 'validation'"):
-        LayerMetricsCallback(NUM_CLASSES, on="test")
+    with pytest.raises(ValueError, match="on is 'predict', expected 'train', 'validation'"):
+        LayerMetricsCallback(NUM_CLASSES, on="predict")
     with pytest.raises(ValueError, match="metrics holds 'speed', expected some of cdnv"):
         LayerMetricsCallback(NUM_CLASSES, metrics=["compression", "speed"])
     with pytest.raises(ValueError, match="metrics holds 'nc1', which needs states with full=True"):
@@ -392,3 +396,56 @@ def test_two_processes_report_the_whole(own_loader):
     for layer in expected.layers:
         logged = trainer.callback_metrics[f"compression/{layer.name}"]
         assert logged == pytest.approx(layer.compression, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_steps_are_measured_and_logged_at_once(tmp_path, accumulated):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    layers = LayerMetricsCallback(NUM_CLASSES, on="train", every_n_steps=3, prefix="t/")
+    module = Module()
+    make_trainer(layers, logger=logger, accumulate_grad_batches=accumulated).fit(
+        module, make_loader()
+    )
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("t/compression/1")]
+    steps = range(0, 10 // accumulated, 3)  # five batches in each of two epochs
+    assert [int(row["step"]) for row in rows] == list(steps)
+    assert list(layers.reports) == [steps[-1]]
+    (report,) = layers.reports.values()
+    assert float(rows[-1]["t/compression/1"]) == pytest.approx(report.layers[1].compression)
+    assert module.forwards == 10
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def test_test_loaders():
+    layers = LayerMetricsCallback(NUM_CLASSES, on="test", every_n_epochs=3)
+    module, loader = Module(), make_loader()
+    trainer = make_trainer(layers)
+    trainer.fit(module, loader, loader)
+    assert layers.reports == {}
+    (results, _) = trainer.test(module, [loader, make_loader(10)], verbose=False)
+    (report,) = layers.reports.values()
+    expected = deeprep.analyze(module.model, loader, NUM_CLASSES)
+    assert report.num_samples == 48
+    assert [r.compression for r in report.layers] == [r.compression for r in expected.layers]
+    assert results["compression/1"] == pytest.approx(expected.layers[1].compression)
+
+
+def test_names_of_repeated_layers_are_those_of_trackers():
+    class Twice(nn.Sequential):
+        def forward(self, inputs):
+            return self[2](self[1](self[1](self[0](inputs))))
+
+    module, layers = Module(), LayerMetricsCallback(NUM_CLASSES, layers="1")
+    module.model = Twice(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, NUM_CLASSES))
+    trainer = make_trainer(layers)
+    trainer.fit(module, make_loader(), make_loader())
+    assert {"compression/1", "compression/1-2"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize("options", [{"on": "validation"}, {"loader": []}, {"max_batches": 2}])
+def test_steps_go_with_training_batches_alone(options):
+    with pytest.raises(ValueError, match="every_n_steps is 5, expected on='train'"):
+        LayerMetricsCallback(NUM_CLASSES, every_n_steps=5, **{"on": "train", **options})
