@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from deeprep.base import validate
+from deeprep.probe.labelling import Labels
 from deeprep.probe.layer_probe import Full, LayerProbe
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
@@ -56,8 +57,8 @@ class Monitor:
         what is inside of it. A compiled model runs eagerly in the steps that are measured and is
         not compiled anew for it.
     num_classes
-        K.
-    layers, reduce, full, ignore_index
+        K; with `labels` of tokens it need not be given.
+    layers, reduce, full, ignore_index, labels
         See `LayerProbe`.
     every
         n: the number of steps from the beginning of a window to that of the next one.
@@ -113,14 +114,15 @@ class Monitor:
     def __init__(
         self,
         model: nn.Module,
-        num_classes: int,
+        num_classes: int | None = None,
         layers: LayerSelector | Sequence[LayerSelector] | None = None,
-        reduce: Reduce = "flatten",
+        reduce: Reduce | None = None,
         *,
         every: int = 100,
         window: int = 1,
         full: Full = False,
         ignore_index: int = -100,
+        labels: Labels = None,
         all_reduce: bool = False,
         group: Any = None,
         options: ReportOptions | None = None,
@@ -134,7 +136,13 @@ class Monitor:
         self.options = report_options(options, **changes)
         choose_metrics(self.options.metrics, full=full is not False)
         self._probe = LayerProbe(
-            model, num_classes, layers, reduce, full=full, ignore_index=ignore_index
+            model,
+            num_classes,
+            layers,
+            reduce,
+            full=full,
+            ignore_index=ignore_index,
+            labels=labels,
         )
         for module in model.modules():
             if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
@@ -159,7 +167,8 @@ class Monitor:
         Parameters
         ----------
         labels, mask
-            Of the batch that the model is called with; see `LayerProbe.__call__`.
+            Of the batch that the model is called with; see `LayerProbe.__call__`. For "next-token"
+            the `input_ids`; see `LayerProbe.batch`.
         number
             Of the training step, from 0. By default every call is a step. Calls with one number
             are one step: the parts of a batch under gradient accumulation. A loop that goes on from

@@ -259,6 +259,19 @@ def test_two_forwards_of_a_step_are_two_views_of_its_samples():
     assert monitor.report().num_samples == 12
 
 
+def test_next_tokens():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+    ids = torch.randint(7, (5, 6))
+    monitor = Monitor(model, 7, labels="next-token")
+    with monitor.step(ids):
+        model(ids)
+    report = monitor.report()
+    assert report.num_samples == 5 * 5
+    with LayerProbe(model, 7, labels="next-token") as probe:
+        probe(ids, None)
+    assert report.layers == probe.report(metrics=deeprep.report.layer_metrics.ALWAYS).layers
+
+
 def test_a_window_without_a_layer_is_an_error():
     model, labels = nn.Linear(4, 3), torch.arange(6) % 3
     monitor = Monitor(model, 3)
