@@ -223,7 +223,9 @@ void launch_sum_segments(Device& device, const Features& features, const Batch& 
                          int64_t max_segments) {
   const int team = team_size(features.num_columns);
   const int threads = std::min(device.threads_per_block(), kSegmentThreads);
-  const int64_t blocks = blocks_for(device, max_segments * batch.plan.num_strips, team, threads);
+  const int64_t teams = device.segment_teams(features.num_rows, batch.state.num_classes,
+                                             max_segments * batch.plan.num_strips, team);
+  const int64_t blocks = blocks_for(device, teams, team, threads);
   if (can_load_vectors<kType>(features)) {
     device.launch_next(sum_segments<kType, true>, blocks, threads, batch, team);
   } else {
@@ -252,7 +254,7 @@ bool launch_merge_chunks(Device& device, const Batch& batch, int64_t max_segment
   constexpr int64_t kItemsATeam = 4;
   const int64_t num_classes = batch.state.num_classes;
   const int64_t num_strips = batch.plan.num_strips;
-  const int team = team_size(batch.features.num_columns);
+  const int team = merge_team_size(batch.features.num_columns);
   const int64_t items = ceil_div(max_segments, num_classes) * num_strips;
   const int64_t wanted = ceil_div(items * team, kWarpThreads) * kWarpThreads;
   if (num_classes <= kMaxMergeClasses && wanted <= kItemsATeam * kMergeThreads) {
@@ -274,7 +276,7 @@ void launch_merge(Device& device, const Batch& batch, bool in_chunks) {
   const int threads = device.threads_per_block();
   const int64_t num_classes = batch.state.num_classes;
   const int64_t num_strips = batch.plan.num_strips;
-  const int team = team_size(batch.features.num_columns);
+  const int team = merge_team_size(batch.features.num_columns);
   // A class has two segments only if its rows lie in two groups, or if one of its segments was
   // closed, by kSegmentRows rows, and a row was left: more than kSegmentRows in all.
   const bool merges = batch.plan.num_groups > 1 || batch.features.num_rows > kSegmentRows;

@@ -34,6 +34,11 @@ class StreamDevice {
     return cuda::use_chunks(num_rows, num_columns, type, num_classes, multiprocessors_);
   }
 
+  int64_t segment_teams(int64_t num_rows, int64_t num_classes, int64_t num_items,
+                        int64_t team_size) const {
+    return cuda::segment_teams(num_rows, num_classes, num_items, team_size, multiprocessors_);
+  }
+
   static int64_t place(const char*, int64_t bytes) {
     return ceil_div(bytes, kScratchAlignment) * kScratchAlignment;
   }

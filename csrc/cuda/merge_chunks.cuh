@@ -16,36 +16,37 @@ namespace deeprep::cuda {
 template <typename AnyTeam>
 __device__ __forceinline__ void merge_chunks_of(const Batch& batch, const AnyTeam& team, int64_t s,
                                                 int64_t strip) {
-  constexpr int kChunksAhead = 4;
   const int64_t num_strips = batch.plan.num_strips;
   const Segment segment = batch.scratch.segments[s];
   const int64_t column = column_of(strip, team.rank * kVector);
   const int count = count_columns(batch.features, column);
   expect_to_leave(batch, team, segment, strip);
   StripMoments moments = {};
-  ChunkWalk walk(batch, team, segment, batch.scratch.first_chunk);
+  ChunkWalk walk(batch, team, batch.scratch.first_chunk);
+  walk.enter(segment);
   while (moments.n < segment.num_rows) {
-    double mean[kChunksAhead][kVector];
-    double sumsq[kChunksAhead];
-    int rows[kChunksAhead];
+    double means[kStripsAtOnce * kVector];
+    double sumsq[kStripsAtOnce];
+    int rows[kStripsAtOnce];
 #pragma unroll
-    for (int i = 0; i < kChunksAhead; ++i) {
+    for (int i = 0; i < kStripsAtOnce; ++i) {
       const Chunk chunk = walk.next();
       const double* from =
           batch.scratch.chunk_means + int64_t{chunk.index} * batch.features.num_columns + column;
       rows[i] = chunk.num_rows;
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
-        mean[i][e] = rows[i] > 0 && e < count ? from[e] : 0;
+        means[i * kVector + e] = rows[i] > 0 && e < count ? from[e] : 0;
       }
       sumsq[i] =
           rows[i] > 0 ? batch.scratch.chunk_sumsq[int64_t{chunk.index} * num_strips + strip] : 0;
     }
+    double growths[kStripsAtOnce];
+    merge_means(team, means, rows, moments.n, moments.mean, growths);
 #pragma unroll
-    for (int i = 0; i < kChunksAhead; ++i) {
+    for (int i = 0; i < kStripsAtOnce; ++i) {
       if (rows[i] == 0) break;
-      moments.growth +=
-          sumsq[i] + merge_mean(team, mean[i], rows[i], moments.n, moments.mean, count);
+      moments.growth += sumsq[i] + growths[i];
       moments.n += rows[i];
     }
   }

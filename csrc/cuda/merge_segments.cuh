@@ -6,12 +6,17 @@
 
 namespace deeprep::cuda {
 
+// Threads that share a strip of d columns where moments merge, see sum_strips().
+constexpr int merge_team_size(int64_t num_columns) {
+  const int size = team_size(num_columns);
+  return size < kHalvingTeam ? kHalvingTeam : size;
+}
+
 // Merges the segments of a class that has several, in order, on the columns of a strip, by a team.
 // What its sum of squares grows by is left where the growth of its first segment was.
 template <typename AnyTeam>
 __device__ __forceinline__ void merge_strip(const Batch& batch, const AnyTeam& team, int64_t k,
                                             int64_t strip) {
-  constexpr int kAhead = 4;
   const int64_t num_strips = batch.plan.num_strips;
   const int64_t first = first_segment_of(batch, k);
   const int64_t last = first_segment_of(batch, k + 1);
@@ -24,26 +29,29 @@ __device__ __forceinline__ void merge_strip(const Batch& batch, const AnyTeam& t
   for (int e = 0; e < kVector; ++e) mean[e] = e < count ? state_mean[e] : 0;
   int64_t n = batch.state.counts[k];
   double total = 0;
-  for (int64_t base = first; base < last; base += kAhead) {
+  for (int64_t base = first; base < last; base += kStripsAtOnce) {
     // Merges depend on each other, loads do not: ask for several before the first is needed.
-    double other[kAhead][kVector];
-    double within[kAhead];
-    int64_t rows[kAhead];
+    double others[kStripsAtOnce * kVector];
+    double within[kStripsAtOnce];
+    int rows[kStripsAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int64_t s = base + i < last ? base + i : last - 1;
+    for (int i = 0; i < kStripsAtOnce; ++i) {
+      const bool exists = base + i < last;
+      const int64_t s = exists ? base + i : last - 1;
       const Segment segment = batch.scratch.segments[s];
       const double* waiting = batch.scratch.segment_means +
                               waiting_slot(batch, segment, s) * batch.features.num_columns + column;
-      rows[i] = segment.num_rows;
+      rows[i] = exists ? static_cast<int>(segment.num_rows) : 0;
       within[i] = team.rank == 0 ? batch.scratch.segment_growth[s * num_strips + strip] : 0;
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) other[i][e] = e < count ? waiting[e] : 0;
+      for (int e = 0; e < kVector; ++e) others[i * kVector + e] = e < count ? waiting[e] : 0;
     }
+    double growths[kStripsAtOnce];
+    merge_means(team, others, rows, n, mean, growths);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
+    for (int i = 0; i < kStripsAtOnce; ++i) {
       if (base + i >= last) break;
-      total += within[i] + merge_mean(team, other[i], rows[i], n, mean, count);
+      total += within[i] + growths[i];
       n += rows[i];
     }
   }

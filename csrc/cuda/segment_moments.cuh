@@ -30,31 +30,32 @@ template <typename AnyTeam>
 class ChunkWalk {
  public:
   // first_chunk: of every key, see Scratch; null where no one asks for the index of a chunk.
-  __device__ ChunkWalk(const Batch& batch, const AnyTeam& team, const Segment& segment,
-                       const uint32_t* first_chunk)
-      : batch_(batch),
-        team_(team),
-        first_chunk_(first_chunk),
-        own_key_((segment.block + team.rank) * batch.state.num_classes + segment.class_index),
-        rows_left_(static_cast<int>(segment.num_rows)) {
-    const uint32_t begin = static_cast<uint32_t>(segment.begin);
-    if (first_chunk == nullptr && batch.num_blocks == 1) {
+  __device__ ChunkWalk(const Batch& batch, const AnyTeam& team, const uint32_t* first_chunk)
+      : batch_(batch), team_(team), first_chunk_(first_chunk) {}
+
+  // Before its first chunk.
+  __device__ __forceinline__ void enter(const Segment& segment) {
+    const uint32_t begin = segment.begin;
+    rows_left_ = static_cast<int>(segment.num_rows);
+    if (first_chunk_ == nullptr && batch_.num_blocks == 1) {
       begin_ = begin;  // nothing to look up: a segment is a piece of one slice
-      end_ = begin + static_cast<uint32_t>(segment.num_rows);
-      num_taken_ = own_begin_ = own_end_ = own_chunk_ = 0;
+      end_ = begin + segment.num_rows;
       return;
     }
+    own_key_ =
+        (segment.block + static_cast<uint32_t>(team_.rank)) * num_classes() + segment.class_index;
     look_up();
     take_slice();
     chunk_ += (begin - begin_) / static_cast<uint32_t>(kChunkRows);
     begin_ = begin;
   }
 
+  // None after the last: it has no rows.
   __device__ __forceinline__ Chunk next() {
     if (rows_left_ == 0) return {0, 0, 0};
     while (begin_ == end_) {
       if (num_taken_ == team_.size) {
-        own_key_ += team_.size * batch_.state.num_classes;
+        own_key_ += static_cast<uint32_t>(team_.size) * num_classes();
         look_up();
       }
       take_slice();
@@ -68,7 +69,16 @@ class ChunkWalk {
     return chunk;
   }
 
+  // Of the segment, after the chunk that next() has returned.
+  __device__ __forceinline__ int rows_left() const { return rows_left_; }
+
  private:
+  // Where there are several blocks, keys of all of them are far from the end of 32 bits: a block
+  // has 32 rows for each class.
+  __device__ __forceinline__ uint32_t num_classes() const {
+    return static_cast<uint32_t>(batch_.state.num_classes);
+  }
+
   // The slices of as many blocks as the team has threads.
   __device__ __forceinline__ void look_up() {
     own_begin_ = own_end_ = own_chunk_ = 0;
@@ -91,11 +101,11 @@ class ChunkWalk {
   const Batch& batch_;
   const AnyTeam& team_;
   const uint32_t* first_chunk_;
-  int64_t own_key_;  // of this thread's block
-  int rows_left_;
-  uint32_t own_begin_, own_end_, own_chunk_;
-  int num_taken_;  // of the slices looked up
-  uint32_t begin_, end_;
+  uint32_t own_key_ = 0;  // of this thread's block
+  int rows_left_ = 0;
+  uint32_t own_begin_ = 0, own_end_ = 0, own_chunk_ = 0;
+  int num_taken_ = 0;  // of the slices looked up
+  uint32_t begin_ = 0, end_ = 0;
   uint32_t chunk_ = 0;
 };
 
@@ -119,6 +129,34 @@ __device__ __forceinline__ double merge_mean(const AnyTeam& team, const double (
     }
   }
   return n == 0 ? 0 : sum_strip(team, growth);
+}
+
+// Merges kStripsAtOnce moments, of rows[i] rows each, into (n, mean[kVector]) one after the other;
+// those without rows, which come last, are not there. others: their means. Leaves there nothing of
+// use, and in growths what each makes the sum of squares grow by the distance of the means. Means
+// must follow each other; the sums over columns need not, and are taken of all at a time.
+template <typename AnyTeam>
+__device__ __forceinline__ void merge_means(const AnyTeam& team,
+                                            double (&others)[kStripsAtOnce * kVector],
+                                            const int (&rows)[kStripsAtOnce], int64_t n,
+                                            double (&mean)[kVector],
+                                            double (&growths)[kStripsAtOnce]) {
+#pragma unroll
+  for (int i = 0; i < kStripsAtOnce; ++i) {
+    const MergeWeights weights = merge_weights(n, rows[i]);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      double& other = others[i * kVector + e];
+      const double delta = other - mean[e];
+      const double moved = mean[e] + delta * weights.mean_weight;
+      const double growth = delta * delta * weights.sumsq_weight;
+      // No branch: sums over columns do not wait for one.
+      mean[e] = rows[i] == 0 ? mean[e] : n == 0 ? other : moved;
+      other = n == 0 ? 0 : growth;
+    }
+    n += rows[i];
+  }
+  sum_strips(team, others, growths);
 }
 
 // The s-th segment of the list, anything where there is none.

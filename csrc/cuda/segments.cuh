@@ -18,11 +18,12 @@ constexpr int kWarpThreads = 32;
 
 // One class's rows [begin, begin + num_rows) of a group, of which its slices are the pieces:
 // positions in class order within `block`, and on in the class's slices of the blocks that follow.
-struct Segment {
-  int64_t begin;
-  int64_t block;
-  int64_t class_index;
-  int64_t num_rows;
+// Read by one load of 16 bytes.
+struct alignas(16) Segment {
+  uint32_t begin;
+  uint32_t block;
+  uint32_t class_index;
+  uint32_t num_rows;
 };
 
 // Arrays that live for one update, see ScratchLayout. A key is a slice's number: block * K + class.
@@ -103,7 +104,8 @@ __device__ inline int64_t walk_segments(const Batch& batch, int64_t class_index,
   int64_t in_block = 0;
   uint32_t num_rows = 0;
   const auto close = [&] {
-    found(num_segments, Segment{first_row, in_block, class_index, num_rows});
+    found(num_segments, Segment{first_row, static_cast<uint32_t>(in_block),
+                                static_cast<uint32_t>(class_index), num_rows});
     ++num_segments;
     num_rows = 0;
   };
@@ -162,7 +164,8 @@ __device__ inline int64_t first_segment_of(const Batch& batch, int64_t class_ind
 //   them begin as far apart too, and take the odd slots.
 __device__ inline int64_t waiting_slot(const Batch& batch, const Segment& segment, int64_t s) {
   if (batch.plan.num_groups > 1) return s;
-  return 2 * (segment.begin / kSegmentRows) + (segment.num_rows < kSegmentRows ? 1 : 0);
+  constexpr uint32_t kFull = kSegmentRows;
+  return 2 * int64_t{segment.begin / kFull} + (segment.num_rows < kFull ? 1 : 0);
 }
 
 }  // namespace deeprep::cuda

@@ -2,14 +2,19 @@
 // of its segment.
 //
 // Parallel axis: (segment, strip of 128 columns). A team of threads, a warp for 128 columns, owns
-// one and walks its chunks: groups of eight gathered rows, all eight loads of a thread in flight, t
-// and q in registers; each chunk merges in float64 into a mean and a sum of squares that stay in
-// registers too. The numbers of the next eight rows are asked for before those in flight are
-// needed, across chunks and blocks, so that they add nothing to a round. Teams never wait for each
-// other: no shared memory, no barrier, no atomic. Short rows make small teams, several to a warp;
-// long rows and long classes make many. Where there are too few of them for the chip,
-// sum_chunks.cuh takes over. The order of operations is that of plan.h and moments.h, so the bits
-// are the CPU's.
+// a strip of one segment, or of several one after the other, and walks their chunks: groups of
+// eight gathered rows, all eight loads of a thread in flight, t and q in registers; each chunk
+// merges in float64 into a mean and a sum of squares that stay in registers too. The numbers of the
+// next eight rows are asked for before those in flight are needed, across chunks, blocks and
+// segments, so that they add nothing to a round; and so is the descriptor of the next segment. So
+// the way from a segment to its rows' numbers is waited for once a team, however short segments
+// are. Teams never wait for each other: no shared memory, no barrier, no atomic. Short rows make
+// small teams, several to a warp; long rows and long classes make many. How many segments share a
+// team, and where there are too few for the chip, so that sum_chunks.cuh takes over, says
+// chunk_path.h. The order of operations is that of plan.h and moments.h, so the bits are the CPU's.
+//
+// Features of the next segment are not asked for while a chunk closes: beside what closing takes
+// their registers would leave 12 warps a multiprocessor in place of 16, or spill.
 #pragma once
 
 #include "cuda/segment_moments.cuh"
@@ -51,7 +56,8 @@ struct ChunkSums {
         q_sum[e] = q[e];
         t2_sum[e] = t[e] * t[e];
       }
-      return cannot_trust(check_sum(team, q_sum), check_sum(team, t2_sum), num_rows);
+      const CheckSums sums = check_sums(team, q_sum, t2_sum);
+      return cannot_trust(sums.q, sums.t2, num_rows);
     } else {
       return false;
     }
@@ -95,58 +101,113 @@ constexpr int kResidentFloat32 = 6;
 #else
 constexpr int kResidentFloat32 = 8;
 #endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kResidentFloat64 = 4;
+#else
+constexpr int kResidentFloat64 = 6;
+#endif
 template <FeatureType kType, bool kAligned>
-constexpr int kResidentSegments = kType == FeatureType::kFloat64   ? 4
+constexpr int kResidentSegments = kType == FeatureType::kFloat64 ? (kAligned ? kResidentFloat64 : 4)
+                                  : !kAligned                    ? 6
                                   : kType == FeatureType::kFloat32 ? kResidentFloat32
-                                  : kAligned                       ? 8
-                                                                   : 6;
+                                                                   : 8;
+
+// The chunks of segments s, s + step, ... on a strip, one segment after the other.
+template <typename AnyTeam>
+class TeamWalk {
+ public:
+  __device__ TeamWalk(const Batch& batch, const AnyTeam& team, const Segment& first, uint32_t s,
+                      uint32_t step)
+      : batch_(batch),
+        team_(team),
+        walk_(batch, team, nullptr),
+        segment_(first),
+        s_(s),
+        step_(step) {}
+
+  // None after the last: it has no rows.
+  __device__ __forceinline__ Chunk next(int strip) {
+    if (walk_.rows_left() == 0 && s_ < num_segments()) {
+      walk_.enter(segment_);
+      expect_to_leave(batch_, team_, segment_, strip);
+      s_ += step_;
+    }
+    return walk_.next();
+  }
+
+  // Asks for the segment that next() enters, if it will. Between chunks: while one closes, rows
+  // need the registers.
+  __device__ __forceinline__ void look_ahead() {
+    if (ends_segment()) segment_ = segment_of(batch_, s_);
+  }
+
+  // Whether the chunk that next() has returned is its segment's last.
+  __device__ __forceinline__ bool ends_segment() const { return walk_.rows_left() == 0; }
+
+ private:
+  __device__ __forceinline__ uint32_t num_segments() const {
+    return static_cast<uint32_t>(
+        batch_.scratch.first_segment[batch_.state.num_classes * batch_.plan.num_groups]);
+  }
+
+  const Batch& batch_;
+  const AnyTeam& team_;
+  ChunkWalk<AnyTeam> walk_;
+  Segment segment_;  // the next one
+  uint32_t s_;       // its number
+  uint32_t step_;
+};
 
 template <FeatureType kType, bool kAligned, typename AnyTeam>
 __device__ __forceinline__ void sum_segments_of(const Batch& batch, const AnyTeam& team) {
-  const int64_t num_strips = batch.plan.num_strips;
+  const uint32_t num_strips = static_cast<uint32_t>(batch.plan.num_strips);
+  const uint32_t num_teams = static_cast<uint32_t>(num_threads() / team.size);
+  const uint32_t teams_a_strip = num_teams < num_strips ? 1 : num_teams / num_strips;
   const uint32_t* rows = batch.scratch.sorted_rows;
-  int64_t item = thread_index() / team.size;
+  uint32_t item = static_cast<uint32_t>(thread_index() / team.size);
 
   simt::wait_for_previous_kernel();
   // Nothing waits for another load that can do without: a team looks its segment up before it is
   // known whether there are so many.
   Segment segment = segment_of(batch, item / num_strips);
-  const int64_t* num_segments =
-      batch.scratch.first_segment + batch.state.num_classes * batch.plan.num_groups;
-  int64_t num_items = *num_segments * num_strips;
   if (has_bad_label(batch)) return;
-  while (item < num_items) {
-    const int64_t s = item / num_strips;
-    const int64_t strip = item - s * num_strips;
+  for (; item < teams_a_strip * num_strips; item += num_teams) {
+    uint32_t s = item / num_strips;
+    const int strip = static_cast<int>(item - s * num_strips);
+    if (item >= num_teams) segment = segment_of(batch, s);
     const ThreadColumns<kAligned> columns(batch.features, column_of(strip, team.rank * kVector));
-    expect_to_leave(batch, team, segment, strip);
+    TeamWalk<AnyTeam> walk(batch, team, segment, s, teams_a_strip);
     StripMoments moments = {};
-    ChunkWalk walk(batch, team, segment, nullptr);
-    Chunk chunk = walk.next();
+    Chunk chunk = walk.next(strip);
     RowNumbers numbers;
-    numbers.load(rows, chunk.begin, 0, chunk.num_rows);
+    if (chunk.num_rows > 0) numbers.load(rows, chunk.begin, 0, chunk.num_rows);
+    walk.look_ahead();
     while (chunk.num_rows > 0) {
-      ChunkSums<kType> sums;
-      Chunk next = {0, 0, 0};
-      for (int i = 0; i < chunk.num_rows; i += kGroupRows) {
-        RowGroup<kType> group;
-        group.load(columns, numbers);
-        if (i + kGroupRows < chunk.num_rows) {
-          numbers.load(rows, chunk.begin, i + kGroupRows, chunk.num_rows);
-        } else {
-          next = walk.next();
-          if (next.num_rows > 0) numbers.load(rows, next.begin, 0, next.num_rows);
+      bool ends_segment;
+      do {
+        ends_segment = walk.ends_segment();
+        ChunkSums<kType> sums;
+        Chunk next = {0, 0, 0};
+        for (int i = 0; i < chunk.num_rows; i += kGroupRows) {
+          RowGroup<kType> group;
+          group.load(columns, numbers);
+          if (i + kGroupRows < chunk.num_rows) {
+            numbers.load(rows, chunk.begin, i + kGroupRows, chunk.num_rows);
+          } else {
+            next = walk.next(strip);
+            if (next.num_rows > 0) numbers.load(rows, next.begin, 0, next.num_rows);
+          }
+          sums.add(group, i == 0);
         }
-        sums.add(group, i == 0);
-      }
-      if (columns.count == 0) sums = {};
-      close_chunk(team, columns, rows, chunk, sums, moments);
-      chunk = next;
+        if (columns.count == 0) sums = {};
+        close_chunk(team, columns, rows, chunk, sums, moments);
+        walk.look_ahead();
+        chunk = next;
+      } while (!ends_segment);
+      leave_segment(batch, team, s, segment_of(batch, s), strip, moments);
+      moments = {};
+      s += teams_a_strip;
     }
-    leave_segment(batch, team, s, segment, strip, moments);
-    item += num_threads() / team.size;
-    num_items = *num_segments * num_strips;  // again: rows need the registers
-    if (item < num_items) segment = segment_of(batch, item / num_strips);
   }
 }
 

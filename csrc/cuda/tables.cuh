@@ -213,7 +213,7 @@ __device__ inline const uint32_t* begin_keys(const Batch& batch, const Tile& til
 
 // Places the rows, a thread block for a tile; and lists segments.
 template <typename Label>
-__global__ void __launch_bounds__(kTileThreads) place_rows(Batch batch, int num_runs) {
+__global__ void __launch_bounds__(kTileThreads, 2) place_rows(Batch batch, int num_runs) {
   SIMT_SHARED(TileCounters, counters);
   simt::wait_for_previous_kernel();
   if (has_bad_label(batch)) return;

@@ -38,6 +38,11 @@ class HostDevice {
     return deeprep::cuda::use_chunks(num_rows, num_columns, type, num_classes,
                                      num_multiprocessors_);
   }
+  int64_t segment_teams(int64_t num_rows, int64_t num_classes, int64_t num_items,
+                        int64_t team_size) const {
+    return deeprep::cuda::segment_teams(num_rows, num_classes, num_items, team_size,
+                                        num_multiprocessors_);
+  }
   int64_t max_blocks(int) const { return max_blocks_; }
 
   // Each array ends where it ends: behind it is a gap that AddressSanitizer lets nobody touch.
@@ -123,6 +128,11 @@ class LaunchRecorder {
   bool use_chunks(int64_t num_rows, int64_t num_columns, deeprep::FeatureType type,
                   int64_t num_classes) const {
     return deeprep::cuda::use_chunks(num_rows, num_columns, type, num_classes, multiprocessors_);
+  }
+  int64_t segment_teams(int64_t num_rows, int64_t num_classes, int64_t num_items,
+                        int64_t team_size) const {
+    return deeprep::cuda::segment_teams(num_rows, num_classes, num_items, team_size,
+                                        multiprocessors_);
   }
   int64_t max_blocks(int threads) const { return 8 * multiprocessors_ * (2048 / threads); }
   static int64_t place(const char*, int64_t bytes) { return bytes; }

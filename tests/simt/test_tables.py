@@ -81,7 +81,7 @@ def run_tables(runner, labels, num_columns, num_classes, launch, **given):
     chunk_begin = take(np.uint32, int(first_chunk[-1]) + 1 if len(first_chunk) else 0)
     sorted_rows = take(np.uint32, int(slice_begin[-1]))
     first_segment = take(np.int64, num_classes * cut[2] + 1)
-    segments = take(np.int64, 4 * int(first_segment[-1])).reshape(-1, 4)
+    segments = take(np.uint32, 4 * int(first_segment[-1])).reshape(-1, 4)
     assert not rest
     tables = Tables(*(slice_begin, first_chunk, chunk_begin, sorted_rows, first_segment, segments))
     return bad_label, cut, tables
@@ -128,7 +128,7 @@ def expected_tables(labels, num_classes, cut, ignore_index=IGNORE_INDEX):
         chunk_begin.astype(np.uint32),
         kept[order].astype(np.uint32),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        np.array(segments, np.int64).reshape(-1, 4),
+        np.array(segments, np.uint32).reshape(-1, 4),
     )
 
 
