@@ -186,6 +186,14 @@ class Code:
             raise ValueError(f"no loop contains {load}")
         return best
 
+    def loops_around(self, inner: Loop) -> list[Loop]:
+        """Return the loops that contain a loop, small ones first."""
+        return [
+            loop
+            for loop in self.loops
+            if loop != inner and loop[0] <= inner[0] <= inner[1] <= loop[1]
+        ]
+
     def count(self, loop: Loop, opcode: str) -> int:
         """Count the instructions of a loop that match a pattern from their start on."""
         pattern = re.compile(opcode)
@@ -200,13 +208,41 @@ class Code:
         left_out = {i for begin, end in without for i in range(begin, end + 1)}
         most = dict.fromkeys(range(first, last + 2), 0)
         for i in range(last, first - 1, -1):
-            jump = self._jumps.get(i)
-            following = [i + 1] if jump is None or jump.conditional or jump.target <= i else []
-            if jump is not None and i < jump.target <= last:
-                following.append(jump.target)
+            following = self._following(i, last)
             counts = i not in left_out and pattern.match(self.instructions[i]) is not None
             most[i] = counts + max((most[j] for j in following), default=0)
         return most[first]
+
+    def count_shortest(self, loop: Loop, opcode: str, times: int) -> int:
+        """Count what the shortest path through a loop executes that has `opcode` so often.
+
+        Raises
+        ------
+        ValueError
+            No path does.
+        """
+        pattern, first, last = re.compile(opcode), *loop
+        # By how many of `opcode` are still to come, `times` or more being one.
+        fewest: dict[int, dict[int, int]] = {last + 1: {0: 0}}
+        for i in range(last, first - 1, -1):
+            own = pattern.match(self.instructions[i]) is not None
+            fewest[i] = {}
+            for j in self._following(i, last):
+                for loads, instructions in fewest[j].items():
+                    reached = min(times, loads + own)
+                    best = fewest[i].get(reached, instructions + 1)
+                    fewest[i][reached] = min(best, instructions + 1)
+        if times not in fewest[first]:
+            raise ValueError(f"no path executes {opcode} {times} times")
+        return fewest[first][times]
+
+    def _following(self, i: int, last: int) -> list[int]:
+        """Return what may be executed after an instruction of a loop, in the same turn."""
+        jump = self._jumps.get(i)
+        following = [i + 1] if jump is None or jump.conditional or jump.target <= i else []
+        if jump is not None and i < jump.target <= last:
+            following.append(jump.target)
+        return following
 
 
 def parse_ptx(text: str) -> dict[str, Code]:

@@ -36,6 +36,7 @@ from cuda_reports import (
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/cuda/resources.md"
 SOURCE = "csrc/cuda/launch.cu"
+GROUP_ROWS = 8  # of a round
 LEAST_LOADS = 8  # of four columns, 16 bytes at most, that a thread has in flight in a fused pass
 HOT_KERNELS = re.compile(r"(sum_segments|sum_chunks)<(\w+), aligned>")
 # float64 arithmetic, and the conversions from and to it
@@ -231,23 +232,24 @@ def render(compiled: Sequence[Compiled], toolkit: str) -> str:
             "",
             _LOOPS_TITLE,
             "",
-            "From the SASS, along the path with most instructions. A round is one turn of the",
-            "loop, eight rows; chunk: what is executed besides once a chunk of up to 64 rows.",
+            "From the SASS. A round is one turn of the loop, eight rows, in the middle of a chunk;",
+            "chunk: what is executed besides once a chunk of up to 64 rows, and segment: once a",
+            "segment, along the path with most instructions.",
             "Loads are of four columns, 16 bytes at most. In flight: loads that a thread issues",
             "before it needs the first, and what that makes in a multiprocessor full of resident",
-            "warps. Merge: instructions of a turn in merge_segments, kAhead segments.",
+            "warps. Merge: instructions of a turn in merge_segments, kStripsAtOnce segments.",
             "",
             "| architecture | kernel | instructions a round | of them float64 "
             "| loads of features | instructions per 16 bytes | chunk | of them float64 "
-            "| in flight | warps | KiB | merge |",
-            "|---|---|" + "---:|" * 10,
+            "| in flight | warps | KiB | merge | segment | of them float64 |",
+            "|---|---|" + "---:|" * 12,
             *(row for each in with_sass for row in _loop_rows(each)),
             "",
             "## The blocks of `sum_chunks`, aligned",
             "",
             "Instructions of a thread for a chunk of up to 64 rows, without the rare second sum in",
             "double: half of the threads leave out what closes the chunk. Merge: instructions of a",
-            "turn in merge_chunks, kChunksAhead chunks.",
+            "turn in merge_chunks, kStripsAtOnce chunks.",
             "",
             "| architecture | kernel | instructions | of them float64 | loads of features "
             "| in flight | warps | KiB | merge |",
@@ -314,18 +316,18 @@ def _loop_rows(compiled: Compiled) -> list[str]:
     turn = _merge_turn(compiled, "merge_segments")
     for each in _hot_kernels(compiled, "sum_segments"):
         hot = each.loop
-        around = next(
-            loop
-            for loop in each.code.loops
-            if loop != hot and loop[0] <= hot[0] <= hot[1] <= loop[1]
-        )
-        round_, round64 = each.counts(hot)
+        around, outer = each.code.loops_around(hot)[:2]
+        # In the middle of a chunk: with the numbers of the next eight rows, and nothing else.
+        round_ = each.code.count_shortest(hot, "LDG", each.loads + GROUP_ROWS)
+        last_round, round64 = each.counts(hot)
         chunk, chunk64 = each.counts(around, without=[hot, *each.rare_loops(around)])
+        chunk += last_round - round_
+        segment, segment64 = each.counts(outer, without=[around])
         per_16_bytes = round_ / (each.loads * load_bytes(each.name) / 16)
         rows.append(
             f"| {compiled.architecture} | `{each.name}` | {round_} | {round64} "
             f"| {each.loads} | {per_16_bytes:.1f} | {chunk} | {chunk64} | {each.in_flight} "
-            f"| {each.warps} | {each.kib} | {turn} |"
+            f"| {each.warps} | {each.kib} | {turn} | {segment} | {segment64} |"
         )
     return rows
 

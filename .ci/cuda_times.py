@@ -15,6 +15,7 @@ from cuda_work import (
     cut_up,
     launches_of,
     merges_by_class,
+    segment_teams,
     team_threads,
     uses_chunks,
 )
@@ -82,6 +83,8 @@ class SegmentLoop(NamedTuple):
     in_flight: int
     warps: int  # of a multiprocessor at most
     merge: int
+    segment: int
+    segment_float64: int
 
 
 class ChunkBlock(NamedTuple):
@@ -184,7 +187,7 @@ def read_kernels(table: str) -> dict[tuple[str, str], Kernels]:
             warps.setdefault(architecture, {})[kernel] = int(cells[6])
         elif match := re.fullmatch(r"`(sum_\w+)<(\w+), aligned>`", cells[1] if cells[1:] else ""):
             if match[1] == "sum_segments":
-                numbers = [int(cells[i]) for i in (2, 3, 4, 6, 7, 8, 9, 11)]
+                numbers = [int(cells[i]) for i in (2, 3, 4, 6, 7, 8, 9, 11, 12, 13)]
                 segments[cells[0], match[2]] = SegmentLoop(*numbers)
             else:
                 numbers = [int(cells[i]) for i in (2, 3, 4, 5, 6, 8)]
@@ -233,25 +236,38 @@ def tables_seconds(
 
 
 def sum_segments(
-    shape: Shape, dtype: DTypeName, work: Work, chip: Chip, kernels: Kernels, moments: float
+    shape: Shape,
+    dtype: DTypeName,
+    work: Work,
+    chip: Chip,
+    kernels: Kernels,
+    constants: dict[str, int],
+    moments: float,
 ) -> Pass:
-    """Teams that walk a segment on a strip each; moments: bytes of state or of waiting segments."""
+    """Teams that walk segments on a strip each; moments: bytes of state or of waiting segments."""
     loop, team = kernels.segments, team_threads(shape.num_features)
     copy, cycle = COPY_SHARE * chip.bandwidth, 1e-9 / chip.gigahertz
+    teams = segment_teams(shape, work, constants, chip.multiprocessors)
+    walked = max(1.0, work.segments * work.strips / teams)  # segments of a team
     of_warps = work.strips * team / 32  # warp instructions for each of a segment
-    warps = work.segments * of_warps
-    turns = work.rounds * loop.round + work.chunks * loop.chunk
-    turns64 = work.rounds * loop.round_float64 + work.chunks * loop.chunk_float64
-    # The segment, the slices of as many blocks as the team has threads, the first row numbers, and
-    # the state; later row numbers come a round ahead.
-    waits = 3.0
+    warps = work.segments * of_warps / walked
+    turns = work.rounds * loop.round + work.chunks * loop.chunk + work.segments * loop.segment
+    turns64 = (
+        work.rounds * loop.round_float64
+        + work.chunks * loop.chunk_float64
+        + work.segments * loop.segment_float64
+    )
+    # Once a team: its segment and the first row numbers; later ones come ahead. For each segment:
+    # the state, and the slices of as many blocks as the team has threads.
+    waits = 1.0
     if work.blocks > 1:
         waits += math.ceil(work.blocks * shape.num_classes / work.segments / team)
-    chain = (
+    a_segment = (
         waits * chip.l2_latency
         + work.rounds * work.longest * BUSY_LATENCY * chip.memory_latency
         + turns * work.longest * CYCLES_PER_INSTRUCTION
     )
+    chain = 2 * chip.l2_latency + walked * a_segment
     bounds = {
         "memory": (shape.bytes(dtype) + 4 * shape.num_rows + moments) / copy,
         "instructions": turns * of_warps / (chip.multiprocessors * SCHEDULERS) * cycle,
@@ -318,7 +334,7 @@ def merge_seconds(
         moved += 8 * work.chunks * d + (waiting if of_class > 1 else state)
         wait = BUSY_LATENCY * chip.memory_latency
         a_segment = 3 * chip.l2_latency + chain(
-            *(work.chunks / work.segments, constants["kChunksAhead"], wait, kernels.chunks.merge)
+            *(work.chunks / work.segments, constants["kStripsAtOnce"], wait, kernels.chunks.merge)
         )
         if merges_by_class(shape, work, constants):
             block_warps = constants["kMergeThreads"] // 32
@@ -329,7 +345,9 @@ def merge_seconds(
             cycles += a_segment * waves(work.segments * strip_warps, "merge_chunks")
     if of_class > 1:
         moved += waiting + state
-        a_class = chain(of_class, constants["kAhead"], 2 * chip.l2_latency, kernels.segments.merge)
+        a_class = chain(
+            of_class, constants["kStripsAtOnce"], 2 * chip.l2_latency, kernels.segments.merge
+        )
         cycles += a_class * waves(k * strip_warps, "merge_segments")
     return max(moved / copy, cycles * cycle)
 
@@ -340,6 +358,7 @@ def fused_pass(
     work: Work,
     chip: Chip,
     kernels: Kernels,
+    constants: dict[str, int],
     in_chunks: bool,
 ) -> Pass:
     """Follow the choice of launch_class_moments."""
@@ -350,7 +369,7 @@ def fused_pass(
         moments = 8 * work.segments * shape.num_features
     else:
         moments = 16 * work.segments * shape.num_features
-    return sum_segments(shape, dtype, work, chip, kernels, moments)
+    return sum_segments(shape, dtype, work, chip, kernels, constants, moments)
 
 
 def predict(
@@ -369,7 +388,7 @@ def predict(
     return Prediction(
         features=shape.bytes(dtype) / (COPY_SHARE * chip.bandwidth),
         tables=tables_seconds(shape, work, tiles, chip, constants),
-        fused_pass=fused_pass(shape, dtype, work, chip, kernels, in_chunks),
+        fused_pass=fused_pass(shape, dtype, work, chip, kernels, constants, in_chunks),
         merge=merge_seconds(shape, work, chip, kernels, constants, in_chunks),
         launches=(1 + cubs) * LAUNCH_SECONDS + later * early,
         num_launches=launches.total,

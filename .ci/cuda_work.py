@@ -17,8 +17,7 @@ from benchmarks.shapes import Shape
 ROOT = Path(__file__).resolve().parent.parent
 _CONSTANTS = (
     *("plan.h", "moments.h", "cuda/tile_sort.cuh", "cuda/tables.cuh"),
-    *("cuda/class_moments.h", "cuda/merge_segments.cuh"),
-    *("cuda/chunk_path.h", "cuda/merge_chunks.cuh"),
+    *("cuda/class_moments.h", "cuda/strips.cuh", "cuda/chunk_path.h", "cuda/merge_chunks.cuh"),
 )
 RADIX_BITS = 8  # that a pass of CUB's sort takes
 
@@ -163,6 +162,16 @@ def uses_chunks(shape: Shape, work: Work, constants: dict[str, int], multiproces
         _most_segments(shape, work, constants) * work.strips * team_threads(shape.num_features)
     )
     return threads < constants["kEnoughWarps"] * 32 * multiprocessors
+
+
+def segment_teams(shape: Shape, work: Work, constants: dict[str, int], multiprocessors: int) -> int:
+    """Follow segment_teams of chunk_path.h."""
+    items = _most_segments(shape, work, constants) * work.strips
+    if shape.num_rows >= constants["kLeastChunkRows"] * shape.num_classes:
+        return items
+    a_warp = 32 // team_threads(shape.num_features)
+    enough = constants["kEnoughWarps"] * multiprocessors * a_warp
+    return min(items, max(enough, math.ceil(items / constants["kMostPacked"])))
 
 
 def merges_by_class(shape: Shape, work: Work, constants: dict[str, int]) -> bool:

@@ -143,6 +143,10 @@ def test_sass_is_counted_along_its_longest_path():
     assert code.count_executed(hot, "") == 7
     assert code.count_executed(hot, "FADD") == 1
     assert code.count_executed((0, 9), "", without=[hot]) == 2
+    assert code.count_shortest(hot, "LDG", 3) == 6
+    with pytest.raises(ValueError, match="no path executes LDG 4 times"):
+        code.count_shortest(hot, "LDG", 4)
+    assert code.loops_around(hot) == [(0, 9)]
     # The first load is needed before the third is issued, the second is not.
     assert cuda_reports.most_in_flight(code, hot, r"LDG\.E\.128") == 2
     faults = cuda_resources.find_faults(compiled(sass=sass))
