@@ -207,11 +207,12 @@ def on_host(monkeypatch, kernels):
     monkeypatch.setattr(_core, "cuda", "on the host")
     kernels.set_schedule(0, 64, 5)
     kept = []
-    monkeypatch.setattr(
-        ops,
-        "on_host",
-        lambda tensor: any(tensor.untyped_storage()._cdata == t._cdata for t in kept),
-    )
+
+    def is_kept(tensor):
+        return any(tensor.untyped_storage()._cdata == t._cdata for t in kept)
+
+    for module in (ops, ops.core):
+        monkeypatch.setattr(module, "on_host", is_kept)
     monkeypatch.setattr(streaming, "_feeds", {})
     monkeypatch.setattr(
         streaming, "_pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)

@@ -17,6 +17,7 @@ from interrupts import OURS, check_every_bytecode
 import deeprep
 from deeprep import ClassScatter, _core, class_scatter, ops
 from deeprep.base.ranks import Ranks
+from deeprep.ops import moments
 from deeprep.state import agreement, pooled, streaming
 
 NUM_CLASSES, WIDTH = 4, 6
@@ -35,7 +36,8 @@ def make_data(num_rows=300, dtype=torch.float32, width=WIDTH, seed=0):
 def on_cpu(batches, *, full=False):
     """The same batches in a state that knows nothing of a device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "on_host", lambda tensor: True)
+        for module in (ops, ops.core):
+            patch.setattr(module, "on_host", lambda tensor: True)
         s = ClassScatter(NUM_CLASSES, batches[0][0].shape[1], full=full)
         for features, labels in batches:
             s.update(features, labels)
@@ -141,14 +143,14 @@ def test_the_operator_raises_at_once_unless_it_is_given_a_tensor_for_the_label(n
         torch.zeros(NUM_CLASSES, dtype=torch.float64),
     )
     with pytest.raises(ValueError, match=r"labels\[5\] is 11, expected a class in \[0, 4\)"):
-        ops._class_moments_cuda(features, labels, *state)
+        moments._class_moments_cuda(features, labels, *state)
     bad_label = ops.new_bad_label(features.device)
     with never_wait():
-        ops._class_moments_cuda(features, labels, *state, -100, bad_label)
+        moments._class_moments_cuda(features, labels, *state, -100, bad_label)
     assert bad_label[:2].tolist() == [5, 11]
     assert not state[0].any()
     with pytest.raises(TypeError, match=r"bad_label has dtype torch.int32, expected torch.int64"):
-        ops._class_moments_cuda(features, labels, *state, -100, bad_label.int())
+        moments._class_moments_cuda(features, labels, *state, -100, bad_label.int())
 
 
 def test_without_the_kernels_a_cuda_device_says_how_to_get_them(monkeypatch):
