@@ -61,12 +61,15 @@ void bound_class_moments(uintptr_t features, FeatureType feature_type, int64_t n
 void bound_shift_rows(uintptr_t features, FeatureType feature_type, int64_t num_rows,
                       int64_t num_columns, int64_t row_stride, int64_t column_stride,
                       uintptr_t labels, LabelType label_type, int64_t ignore_index,
-                      uintptr_t pivots, uintptr_t out, int num_threads) {
+                      uintptr_t pivots, uintptr_t scales, uintptr_t offsets, uintptr_t out,
+                      int num_threads) {
   const py::gil_scoped_release unlocked;
-  shift_rows({pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
-              column_stride},
-             {pointer<const void>(labels), label_type, ignore_index}, pointer<const void>(pivots),
-             pointer<void>(out), num_threads);
+  shift_rows(
+      {pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
+       column_stride},
+      {pointer<const void>(labels), label_type, ignore_index},
+      {pointer<const void>(pivots), pointer<const double>(scales), pointer<const void>(offsets)},
+      pointer<void>(out), num_threads);
 }
 
 void bound_squared_distances(uintptr_t points, uintptr_t center, uintptr_t out, int64_t num_points,
@@ -110,12 +113,14 @@ void bound_class_moments_cuda(uintptr_t features, FeatureType feature_type, int6
 void bound_shift_rows_cuda(uintptr_t features, FeatureType feature_type, int64_t num_rows,
                            int64_t num_columns, int64_t row_stride, int64_t column_stride,
                            uintptr_t labels, LabelType label_type, int64_t ignore_index,
-                           uintptr_t pivots, uintptr_t scale, uintptr_t out, uintptr_t stream) {
-  const Status status = cuda::shift_rows({pointer<const void>(features), feature_type, num_rows,
-                                          num_columns, row_stride, column_stride},
-                                         {pointer<const void>(labels), label_type, ignore_index},
-                                         pointer<const void>(pivots), pointer<const double>(scale),
-                                         pointer<void>(out), pointer<void>(stream));
+                           uintptr_t pivots, uintptr_t scales, uintptr_t offsets, uintptr_t out,
+                           uintptr_t stream) {
+  const Status status = cuda::shift_rows(
+      {pointer<const void>(features), feature_type, num_rows, num_columns, row_stride,
+       column_stride},
+      {pointer<const void>(labels), label_type, ignore_index},
+      {pointer<const void>(pivots), pointer<const double>(scales), pointer<const void>(offsets)},
+      pointer<void>(out), pointer<void>(stream));
   expect_ok(status);
 }
 

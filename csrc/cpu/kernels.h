@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "dispatch.h"
 #include "moments.h"
+#include "narrow.h"
 
 namespace deeprep {
 
@@ -47,6 +49,13 @@ static constexpr int64_t open_chunk_bytes(int64_t num_columns, FeatureType type)
   return kOpenChunkSums * open_chunk_columns(num_columns) * accumulator_size_of(type);
 }
 
+// What moves a row, as shift_rows.h has it for its class.
+struct RowShift {
+  const void* pivot;    // accumulators
+  const double* scale;  // null: 1
+  const void* offset;   // accumulators; null: none
+};
+
 struct Kernels {
   // Merges the slice into (n, mean[num_columns]) chunk by chunk and adds to growth, a number for
   // each strip of the tile, what the sums of squares grow by. staging: kChunkRows x num_columns
@@ -75,9 +84,10 @@ struct Kernels {
   // sum_j (point[j] - center[j])^2 over num_columns of any number; center may be null, for zero.
   double (*squared_distance)(const double* point, const double* center, int64_t num_columns);
 
-  // out[j] = row[j] - pivot[j] in the accumulator type; row: features of any column stride.
-  using ShiftRow = void (*)(const void* row, int64_t column_stride, const void* pivot, void* out,
-                            int64_t num_columns);
+  // out[j] = (row[j] - pivot[j]) * scale + offset[j], see shift_rows.h; row: features of any column
+  // stride.
+  using ShiftRow = void (*)(const void* row, int64_t column_stride, const RowShift& shift,
+                            void* out, int64_t num_columns);
   ShiftRow shift_row[kNumFeatureTypes];
 
   // Classes of num_rows labels, -1 for ignore_index; false where there is a bad label.

@@ -133,20 +133,43 @@ void close_chunk(OpenChunk& chunk, int64_t num_columns, int64_t n, double* mean,
   chunk.num_rows = 0;
 }
 
-template <typename T>
-void shift_row(const void* row_data, int64_t column_stride, const void* pivot_data, void* out_data,
-               int64_t num_columns) {
+template <typename T, bool kHasScale, bool kHasOffset>
+void shift_columns(const void* row_data, int64_t column_stride, const RowShift& shift,
+                   void* out_data, int64_t num_columns) {
   using Accumulator = typename AccumulatorOf<T>::type;
   const T* row = static_cast<const T*>(row_data);
-  const Accumulator* pivot = static_cast<const Accumulator*>(pivot_data);
-  Accumulator* out = static_cast<Accumulator*>(out_data);
+  const Accumulator* pivot = static_cast<const Accumulator*>(shift.pivot);
+  const Accumulator scale = kHasScale ? static_cast<Accumulator>(*shift.scale) : Accumulator{1};
+  const Accumulator* offset = static_cast<const Accumulator*>(shift.offset);
+  using Out = std::conditional_t<kHasOffset, T, Accumulator>;
+  Out* out = static_cast<Out*>(out_data);
   using Vector = decltype(widen_vector(row));
   constexpr int kWidth = sizeof(Vector) / sizeof(Accumulator);
   int64_t j = 0;
   for (; column_stride == 1 && j + kWidth <= num_columns; j += kWidth) {
-    store(out + j, widen_vector(row + j) - load<Vector>(pivot + j));
+    Vector value = widen_vector(row + j) - load<Vector>(pivot + j);
+    if constexpr (kHasScale) value = value * scale;
+    if constexpr (kHasOffset) value = value + load<Vector>(offset + j);
+    store_rounded(out + j, value);
   }
-  for (; j < num_columns; ++j) out[j] = widen(row[j * column_stride]) - pivot[j];
+  for (; j < num_columns; ++j) {
+    Accumulator value = widen(row[j * column_stride]) - pivot[j];
+    if constexpr (kHasScale) value = value * scale;
+    if constexpr (kHasOffset) value = value + offset[j];
+    store_rounded(out + j, value);
+  }
+}
+
+template <typename T>
+void shift_row(const void* row, int64_t column_stride, const RowShift& shift, void* out,
+               int64_t num_columns) {
+  if (shift.offset != nullptr) {
+    shift_columns<T, true, true>(row, column_stride, shift, out, num_columns);
+  } else if (shift.scale != nullptr) {
+    shift_columns<T, true, false>(row, column_stride, shift, out, num_columns);
+  } else {
+    shift_columns<T, false, false>(row, column_stride, shift, out, num_columns);
+  }
 }
 
 // ---------------------------------------------------------------- labels

@@ -9,10 +9,13 @@
 
 namespace deeprep {
 
-void shift_rows(const Features& features, const Labels& labels, const void* pivots, void* out,
-                int num_threads) {
+void shift_rows(const Features& features, const Labels& labels, const ClassShifts& shifts,
+                void* out, int num_threads) {
   constexpr int64_t kRowsPerItem = 64;
-  const int64_t out_row_bytes = features.num_columns * accumulator_size_of(features.type);
+  const bool has_offsets = shifts.offsets != nullptr;
+  const int64_t class_bytes = features.num_columns * accumulator_size_of(features.type);
+  const int64_t out_row_bytes =
+      has_offsets ? features.num_columns * size_of(features.type) : class_bytes;
   const auto shift = active_kernels().shift_row[static_cast<int>(features.type)];
   const int64_t items = ceil_div(features.num_rows, kRowsPerItem);
   visit_labels(labels.data, labels.type, [&](const auto* values) {
@@ -22,13 +25,17 @@ void shift_rows(const Features& features, const Labels& labels, const void* pivo
         const char* row = static_cast<const char*>(features.data) +
                           i * features.row_stride * size_of(features.type);
         char* shifted = static_cast<char*>(out) + i * out_row_bytes;
-        if (values[i] == labels.ignore_index) {
+        const int64_t label = values[i];
+        if (label == labels.ignore_index) {
           std::fill(shifted, shifted + out_row_bytes, char{0});
-        } else {
-          shift(row, features.column_stride,
-                static_cast<const char*>(pivots) + values[i] * out_row_bytes, shifted,
-                features.num_columns);
+          continue;
         }
+        const int64_t offset = label * class_bytes;
+        shift(row, features.column_stride,
+              {static_cast<const char*>(shifts.pivots) + offset,
+               has_offsets ? shifts.scales + label : shifts.scales,
+               has_offsets ? static_cast<const char*>(shifts.offsets) + offset : nullptr},
+              shifted, features.num_columns);
       }
     });
   });

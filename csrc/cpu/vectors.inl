@@ -85,6 +85,31 @@ inline FloatVector widen_vector(const Half* from) {
 #endif
 }
 
+// Accumulators, rounded to what they are stored as.
+inline void store_rounded(float* to, float value) { *to = value; }
+inline void store_rounded(double* to, double value) { *to = value; }
+inline void store_rounded(BFloat16* to, float value) { to->bits = round_to_bfloat16(value); }
+inline void store_rounded(Half* to, float value) { to->bits = round_to_half(value); }
+inline void store_rounded(float* to, FloatVector value) { store(to, value); }
+inline void store_rounded(double* to, DoubleVector value) { store(to, value); }
+inline void store_rounded(BFloat16* to, FloatVector value) {
+  const auto bits = reinterpret_cast<BitsVector>(value);
+  const auto is_number = reinterpret_cast<BitsVector>(value == value);
+  const BitsVector rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  store(to, __builtin_convertvector((rounded & is_number) | (0x7fc0u & ~is_number), HalfOfShorts));
+}
+inline void store_rounded(Half* to, FloatVector value) {
+#if defined(__AVX512F__)
+  store(to, _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(value), 0));
+#elif defined(__F16C__)
+  store(to, _mm256_cvtps_ph(reinterpret_cast<__m256>(value), 0));
+#elif defined(DEEPREP_NEON)
+  store(to, vcvt_f16_f32(reinterpret_cast<float32x4_t>(value)));
+#else
+  for (int i = 0; i < kFloats; ++i) store_rounded(to + i, value[i]);
+#endif
+}
+
 // a * b + c, rounded once: the same number on every machine. Without the instruction float32 goes
 // through float64, where the product is exact and the sum is rounded to odd: of the two float64
 // neighbours of the exact sum the one with an odd last bit, from which rounding to float32 is right

@@ -1,4 +1,5 @@
-// Element types on the device: loading a few neighbouring columns of a row, and exact widening.
+// Element types on the device: loading a few neighbouring columns of a row, exact widening, and
+// rounding an accumulator to what an element is stored as.
 #pragma once
 
 #include <cstring>
@@ -6,6 +7,7 @@
 
 #include "../class_moments.h"
 #include "cuda/simt.h"
+#include "narrow.h"
 
 namespace deeprep::cuda {
 
@@ -21,6 +23,7 @@ struct Element<FeatureType::kFloat32> {
   using Bits = uint32_t;
   using Accumulator = float;
   __device__ static float widen(Bits bits) { return simt::bits_to_float(bits); }
+  __device__ static float round(float value) { return value; }
 };
 template <>
 struct Element<FeatureType::kFloat64> {
@@ -31,12 +34,14 @@ struct Element<FeatureType::kFloat64> {
     memcpy(&value, &bits, sizeof value);
     return value;
   }
+  __device__ static double round(double value) { return value; }
 };
 template <>
 struct Element<FeatureType::kFloat16> {
   using Bits = uint16_t;
   using Accumulator = float;
   __device__ static float widen(Bits bits) { return simt::half_to_float(bits); }
+  __device__ static Bits round(float value) { return round_to_half(value); }
 };
 template <>
 struct Element<FeatureType::kBFloat16> {
@@ -45,6 +50,7 @@ struct Element<FeatureType::kBFloat16> {
   __device__ static float widen(Bits bits) {
     return simt::bits_to_float(static_cast<uint32_t>(bits) << 16);
   }
+  __device__ static Bits round(float value) { return round_to_bfloat16(value); }
 };
 
 // A thread's columns of one row, as loaded.

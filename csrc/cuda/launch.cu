@@ -158,10 +158,10 @@ Status class_moments(const Features& features, const Labels& labels, const Class
   return device.status().ok() ? status : device.status();
 }
 
-Status shift_rows(const Features& features, const Labels& labels, const void* pivots,
-                  const double* scale, void* out, Stream stream) {
+Status shift_rows(const Features& features, const Labels& labels, const ClassShifts& shifts,
+                  void* out, Stream stream) {
   StreamDevice device(stream);
-  launch_shift_rows(device, features, labels, pivots, scale, out);
+  launch_shift_rows(device, features, labels, shifts, out);
   return device.status();
 }
 

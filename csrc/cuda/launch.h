@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../class_moments.h"
+#include "../shift_rows.h"
 #include "cuda/bad_label.h"
 
 namespace deeprep::cuda {
@@ -22,9 +23,9 @@ int64_t class_moments_scratch(int64_t num_rows, int64_t num_columns, FeatureType
 Status class_moments(const Features& features, const Labels& labels, const ClassMoments& state,
                      BadLabel* bad_label, void* scratch, int64_t scratch_bytes, Stream stream);
 
-// As on the CPU, see shift_rows.h, times *scale on the device: a power of two; null for 1.
-Status shift_rows(const Features& features, const Labels& labels, const void* pivots,
-                  const double* scale, void* out, Stream stream);
+// As on the CPU, see shift_rows.h.
+Status shift_rows(const Features& features, const Labels& labels, const ClassShifts& shifts,
+                  void* out, Stream stream);
 
 Status squared_distances(const double* points, const double* center, double* out,
                          int64_t num_points, int64_t num_columns, Stream stream);

@@ -16,32 +16,40 @@ def shift_rows(
     out: Tensor,
     ignore_index: int,
     scale: Tensor | None = None,
+    offsets: Tensor | None = None,
 ) -> None:
-    """Fill out (N, d) with (features[i] - pivots[labels[i]]) * scale, or 0 for labels to ignore.
+    """Fill out (N, d) with (features[i] - pivots[k]) * scale + offsets[k], k = labels[i].
+
+    The features are read once. Rows whose label is to be ignored become 0.
 
     Parameters
     ----------
     features, labels
         As for `class_moments_`; every label a class or `ignore_index`.
-    pivots, out
-        (K, d) and (N, d), contiguous, float32, or float64 for float64 features.
+    pivots
+        (K, d), contiguous, float32, or float64 for float64 features.
+    out
+        (N, d), contiguous, of the type of the pivots; of that of the features where there are
+        offsets.
     scale
-        () float64, a power of two; default: 1.
+        () float64, a power of two; (K,) of any numbers where there are offsets. Default: 1.
+    offsets
+        As `pivots`; default: none.
     """
     labels = labels.contiguous()
     arguments = (
         *address(features),
         *address_of_labels(labels, ignore_index),
         pivots.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if offsets is None else offsets.data_ptr(),
+        out.data_ptr(),
     )
     if core.on_host(features):
-        _core.shift_rows(*arguments, out.data_ptr(), torch.get_num_threads())
-        if scale is not None:
-            out.mul_(scale)
+        _core.shift_rows(*arguments, torch.get_num_threads())
     else:
-        factor = 0 if scale is None else scale.data_ptr()
         with launching(features.device) as stream:
-            _core.shift_rows_cuda(*arguments, factor, out.data_ptr(), stream)
+            _core.shift_rows_cuda(*arguments, stream)
 
 
 def squared_distances(points: Tensor, center: Tensor | None = None) -> Tensor:

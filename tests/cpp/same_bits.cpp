@@ -105,8 +105,16 @@ void add_batch(const Shape& shape, int trial, Data data, Labelling labelling, Ha
   }
   const Block<Accumulator> shifted(num_rows * num_columns);
   shift_rows({features.data(), Type::type, num_rows, num_columns, row_stride, column_stride},
-             {labels.data(), LabelType::kInt64, kIgnore}, pivots.data(), shifted.data(), 1);
+             {labels.data(), LabelType::kInt64, kIgnore}, {pivots.data(), nullptr, nullptr},
+             shifted.data(), 1);
   hash.add(shifted);
+
+  // With the pivots for offsets too, which is as good as anything.
+  const Block<typename Type::Stored> moved(num_rows * num_columns);
+  shift_rows({features.data(), Type::type, num_rows, num_columns, row_stride, column_stride},
+             {labels.data(), LabelType::kInt64, kIgnore},
+             {pivots.data(), state.sumsq.data(), pivots.data()}, moved.data(), 1);
+  hash.add(moved);
 }
 
 template <typename Type>

@@ -45,6 +45,7 @@ struct Request {
   int64_t misaligned;  // bytes by which they miss a 16-byte aligned address
   int64_t ignore_index;
   int64_t has_center;
+  int64_t has_offsets;
   int64_t seed;
   int64_t threads_per_block;
   int64_t max_blocks;
@@ -156,11 +157,19 @@ void run_class_moments(const Request& request) {
 
 void run_shift_rows(const Request& request) {
   const BatchMemory batch(request);
-  const int64_t size = request.type() == FeatureType::kFloat64 ? 8 : 4;
-  const Memory pivots = Memory::from_request(request.num_classes * request.num_columns * size);
-  const Memory out(request.num_rows * request.num_columns * size);
+  const bool has_offsets = request.has_offsets != 0;
+  const int64_t size = accumulator_size_of(request.type());
+  const int64_t class_bytes = request.num_classes * request.num_columns * size;
+  const Memory pivots = Memory::from_request(class_bytes);
+  const Memory scales = Memory::from_request(8 * request.num_classes * request.has_offsets);
+  const Memory offsets = Memory::from_request(class_bytes * request.has_offsets);
+  const Memory out(request.num_rows * request.num_columns *
+                   (has_offsets ? size_of(request.type()) : size));
   HostDevice device = request.device();
-  cuda::launch_shift_rows(device, batch.features, batch.labels, pivots.data(), nullptr, out.data());
+  cuda::launch_shift_rows(device, batch.features, batch.labels,
+                          {pivots.data(), has_offsets ? scales.as<double>() : nullptr,
+                           has_offsets ? offsets.data() : nullptr},
+                          out.data());
   reply(out);
 }
 

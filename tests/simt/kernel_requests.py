@@ -161,7 +161,8 @@ def run(runner, operation, dtype, shape, num_classes, *arrays, **given):
         LABEL_TYPES.index(given.get("label_dtype", torch.int64)),
         *(*shape, num_classes, layout.row_stride, layout.column_stride),
         *(len(layout.elements), layout.first, layout.misaligned),
-        *(given.get("ignore_index", IGNORE_INDEX), int(given.get("has_center", False))),
+        given.get("ignore_index", IGNORE_INDEX),
+        *(int(given.get("has_center", False)), int(given.get("has_offsets", False))),
         *(launch.seed, launch.threads, launch.max_blocks),
         *(launch.fused_pass, launch.num_multiprocessors, given.get("missing_scratch", 0)),
     ]

@@ -80,7 +80,8 @@ void class_moments_cuda(uintptr_t features, const py::object& feature_type, int6
 void shift_rows_cuda(uintptr_t features, const py::object& feature_type, int64_t num_rows,
                      int64_t num_columns, int64_t row_stride, int64_t column_stride,
                      uintptr_t labels, const py::object& label_type, int64_t ignore_index,
-                     uintptr_t pivots, uintptr_t scale, uintptr_t out, uintptr_t stream) {
+                     uintptr_t pivots, uintptr_t scales, uintptr_t offsets, uintptr_t out,
+                     uintptr_t stream) {
   expect_no_stream(stream);
   HostDevice device = next_device();
   cuda::launch_shift_rows(
@@ -88,7 +89,8 @@ void shift_rows_cuda(uintptr_t features, const py::object& feature_type, int64_t
       {pointer<const void>(features), number_of<FeatureType>(feature_type), num_rows, num_columns,
        row_stride, column_stride},
       {pointer<const void>(labels), number_of<LabelType>(label_type), ignore_index},
-      pointer<const void>(pivots), pointer<const double>(scale), pointer<void>(out));
+      {pointer<const void>(pivots), pointer<const double>(scales), pointer<const void>(offsets)},
+      pointer<void>(out));
 }
 
 void squared_distances_cuda(uintptr_t points, uintptr_t center, uintptr_t out, int64_t num_points,
