@@ -18,7 +18,7 @@ from deeprep.base.ranks import RankLostError
 from deeprep.base.validate import UndefinedStatisticError
 from deeprep.files import class_scatter_of_files
 from deeprep.metrics import compression, discrimination
-from deeprep.ops import build_info, show_config
+from deeprep.ops import build_info, class_moments, show_config
 from deeprep.probe import LayerProbe, Monitor, TokenLabels, analyze
 from deeprep.report import LayerMetrics, LayerReport, ReportOptions
 from deeprep.state import ClassScatter, all_reduce_layers, class_scatter
@@ -41,6 +41,7 @@ __all__ = [
     "all_reduce_layers",
     "analyze",
     "build_info",
+    "class_moments",
     "class_scatter",
     "class_scatter_of_files",
     "compression",

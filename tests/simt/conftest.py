@@ -145,7 +145,7 @@ def planted_runner(
         parts = (ROOT / "csrc" / header).read_text().split(right)
         assert len(parts) > nth + 1, f"{header} does not say {right} so often"
         planted = tmp_path / header
-        planted.parent.mkdir(parents=True)
+        planted.parent.mkdir(parents=True, exist_ok=True)
         planted.write_text(right.join(parts[: nth + 1]) + wrong + right.join(parts[nth + 1 :]))
         cache = (folder.parents[1] / "CMakeCache.txt").read_text()
         compiler = re.search("^CMAKE_CXX_COMPILER:.*?=(.*)$", cache, re.MULTILINE)
