@@ -13,7 +13,7 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from deeprep import metrics, ops, reference, sharded, theory
+from deeprep import losses, metrics, ops, reference, sharded, theory
 from deeprep.base.ranks import RankLostError
 from deeprep.base.validate import UndefinedStatisticError
 from deeprep.files import class_scatter_of_files
@@ -46,6 +46,7 @@ __all__ = [
     "class_scatter_of_files",
     "compression",
     "discrimination",
+    "losses",
     "metrics",
     "ops",
     "plots",
