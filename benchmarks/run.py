@@ -21,7 +21,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import file_speed, monitor_overhead, probe_overhead, process_scaling, sections
+from benchmarks import (
+    file_speed,
+    loss_times,
+    monitor_overhead,
+    probe_overhead,
+    process_scaling,
+    sections,
+)
 from benchmarks.cells import Cell, measure
 from benchmarks.roofline import draw
 from benchmarks.shapes import DTYPES, LABELLINGS, SHAPES, DTypeName, Labelling, Shape
@@ -32,7 +39,9 @@ from deeprep.base.machine import available_cores, processor
 from deeprep.base.paths import atomic_path
 from deeprep.run.record import environment
 
-Section = Literal["cells", "small", "full", "metrics", "files", "probes", "monitor", "processes"]
+Section = Literal[
+    "cells", "small", "full", "metrics", "losses", "files", "probes", "monitor", "processes"
+]
 
 _RESULTS = Path(__file__).parent / "results"
 _QUICK_RESULTS = Path("build/benchmarks-quick")
@@ -59,7 +68,7 @@ class Settings:
     """Also time metrics at d = 4096 and K = 50,000: some minutes."""
     sections: tuple[Section, ...] = get_args(Section)
     """Which measurements: the table of shapes, small updates, full=True, metrics (with --slow),
-    features on disk, analyze of whole models, Monitor in training, several processes."""
+    losses, features on disk, analyze of whole models, Monitor in training, several processes."""
     seconds: float = 4.0
     """Time spent on the update and the floor of each cell; at least five repeats are made."""
     budget: float = 30.0
@@ -161,6 +170,10 @@ def _other_sections(settings: Settings, num_threads: int) -> dict[str, Callable[
         )
     if "metrics" in settings.sections and (settings.slow or settings.quick):
         chosen["metric_times"] = partial(sections.metric_times, num_threads, settings.quick)
+    if "losses" in settings.sections:
+        chosen["loss_times"] = partial(
+            loss_times.loss_times, num_threads, settings.seconds, settings.quick
+        )
     if "files" in settings.sections:
         chosen["file_speeds"] = partial(
             file_speed.file_speeds, num_threads, settings.seconds, settings.quick
@@ -203,6 +216,7 @@ def _header(settings: Settings, num_threads: int) -> dict[str, Any]:
         "small_updates": [],
         "full_updates": [],
         "metric_times": [],
+        "loss_times": [],
         "file_speeds": [],
         "probe_overheads": [],
         "monitor_overheads": [],

@@ -1,6 +1,6 @@
-"""Files, probes, monitor and processes once each, small: every number is checked, none is a time.
+"""Losses, files, probes, monitor and processes once each, small, every number checked; no times.
 
-`python -m benchmarks.run --sections files probes monitor processes` measures them.
+`python -m benchmarks.run --sections losses files probes monitor processes` measures them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from benchmarks import process_scaling, run
 @pytest.mark.parametrize(
     ("section", "titles"),
     [
+        ("losses", ["Forward + backward of a loss"]),
         ("files", ["Features on disk"]),
         ("probes", ["analyze over the bare forward"]),
         ("monitor", ["Monitor over the bare training step"]),

@@ -1,4 +1,4 @@
-"""Tables of deeprep in use: files, probes of whole models, processes."""
+"""Tables of deeprep in use: losses, files, probes of whole models, processes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _FLOAT64_TARGET, _FLOAT32_TARGET = 1e-12, 1e-6
 def use_tables(results: Record) -> list[Table]:
     """Every table for which there are results; older ones have none of them."""
     makers = {
+        "loss_times": loss_table,
         "file_speeds": file_table,
         "probe_overheads": probe_table,
         "monitor_overheads": monitor_table,
@@ -23,6 +24,35 @@ def use_tables(results: Record) -> list[Table]:
         "reduce_times": reduce_table,
     }
     return [make(results[key]) for key, make in makers.items() if results.get(key)]
+
+
+def loss_table(records: Sequence[Record]) -> Table:
+    """(k) Losses of a training batch."""
+    rows = [
+        (
+            f"{shape_text(record)} {record['dtype']}",
+            seconds_text(record["ours"]),
+            seconds_text(record["moments"]),
+            seconds_text(record["reads"]),
+            f"{record['over_reads']:.2f}",
+            seconds_text(record["one_hot"]),
+            f"{record['gain']:.1f}",
+        )
+        for record in records
+    ]
+    return Table(
+        "Forward + backward of a loss over a training batch",
+        (
+            *("N x d, K", "compression", "class_moments", "two reads", "x reads"),
+            *("one-hot products", "one-hot / ours"),
+        ),
+        rows,
+        (
+            "Two reads of the features and of the K x d means are what both passes of "
+            "class_moments cannot undercut; the backward also writes the gradient, N x d. One-hot "
+            "products: autograd through labels as a matrix, in the dtype of the features.",
+        ),
+    )
 
 
 def file_table(records: Sequence[Record]) -> Table:
