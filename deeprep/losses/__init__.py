@@ -10,10 +10,11 @@ Classes without samples in the batch take no part. Where fewer than two classes 
 wherever the metric is nan, so are the loss and its gradient: an error, as the metrics raise, or a
 warning would have to wait for the device.
 
-A batch is not the data. With n samples a class the variance within is 1 - 1/n times too small, and
-the scatter of their noise, about 1/n of that variance, counts as distance between the means: C of a
-batch is about min(n, C) where the data's is C, and D of a batch is too low where noise outweighs
-the means. Take as many samples a class as fit, or ``corrected=True`` of :func:`compression`.
+A batch is not the data. With n samples a class the variance within comes out 1 - 1/n times too
+small, and the noise of the means, 1/n of that variance, counts as distance between them: where the
+data's C is far above n, the batch's is about n. Noise also turns the means away from each other,
+and the largest of many noisy cosines is too large: D is off either way. Take as many samples a
+class as fit, or ``corrected=True`` of :func:`compression`; docs/losses.md says more.
 """
 
 from deeprep.losses.collapse import cdnv, compression
