@@ -71,6 +71,8 @@ def kernel_name(mangled: str) -> str | None:
 
     >>> kernel_name("_ZN7deeprep4cuda12sum_segmentsILNS_11FeatureTypeE0ELb1EEEvNS0_5BatchEi")
     'sum_segments<float32, aligned>'
+    >>> kernel_name("_ZN7deeprep4cuda10shift_rowsILNS_11FeatureTypeE3ElLb1EEEvNS0_5BatchEi")
+    'shift_rows<bfloat16, int64, offsets>'
     >>> kernel_name("_ZN3cub17CUB_300001_SM_9006detail11EmptyKernelIvEEvv") is None
     True
     """
@@ -90,7 +92,8 @@ def kernel_name(mangled: str) -> str | None:
         if argument[1]:
             arguments.append(FEATURE_TYPES[int(argument[1])])
         elif argument[2]:
-            arguments.append("aligned" if argument[2] == "1" else "strided")
+            flags = ("shifts", "offsets") if name == "shift_rows" else ("strided", "aligned")
+            arguments.append(flags[int(argument[2])])
         else:
             arguments.append({"i": "int32", "l": "int64"}[argument[3]])
     return f"{name}<{', '.join(arguments)}>"
