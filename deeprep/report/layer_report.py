@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeprep.base import strict_json
 from deeprep.base.console import stdout_console
-from deeprep.base.paths import atomic_path, write_text
-from deeprep.metrics import ClosestClasses
-from deeprep.report import notes
+from deeprep.report import formats, notes
 from deeprep.report.layer_metrics import (
     LayerMetrics,
     LayerScores,
@@ -38,9 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerMetrics", "LayerReport"]
 
-# What a row of a table holds: the many pairs of classes have no place in it.
-_PAIRS = ("closest_pairs", "closest_pairs_centered")
-_COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name not in _PAIRS)
 _WARNINGS_SHOWN = 5
 _FITTED = 3  # points at least: a line meets two of them exactly, whatever they are
 
@@ -273,7 +266,7 @@ class LayerReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        keep = () if options.is_terminal else _COLUMNS
+        keep = () if options.is_terminal else formats.COLUMNS
         yield self.table(width=options.max_width, keep=keep)
         yield Text(self.summary())
         for message in self.warnings[:_WARNINGS_SHOWN]:
@@ -353,9 +346,7 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""
-        values = {n: list(v) if isinstance(v, list) else v for n, v in vars(self).items()}
-        values["layers"] = [strict_json.encode(vars(layer)) for layer in self.layers]
-        return values
+        return formats.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LayerReport:
@@ -366,33 +357,15 @@ class LayerReport:
         ValueError
             For a field that no report has, or a missing one that every report has.
         """
-        _check_fields("report", data, cls)
-        layers = []
-        for index, layer in enumerate(data["layers"]):
-            _check_fields(f"report['layers'][{index}]", layer, LayerMetrics)
-            layers.append(LayerMetrics(**{n: _decode(n, value) for n, value in layer.items()}))
-        return cls(**{**data, "layers": layers})
+        return cls(**formats.fields_of(data, cls))
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON, a line a layer, atomically."""
-        data = self.to_dict()
-        layers = ",\n    ".join(strict_json.dumps(layer) for layer in data.pop("layers"))
-        rest = strict_json.dumps(data, indent=2).removeprefix("{")
-        write_text(Path(path), f'{{\n  "layers": [\n    {layers}\n  ],{rest}\n')
+        formats.write_json(self.to_dict(), Path(path))
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row a layer with a header, atomically; what is not defined is empty."""
-        with (
-            atomic_path(Path(path)) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            for layer in self.layers:
-                values = dict(vars(layer))
-                if layer.closest_classes is not None:
-                    values["closest_classes"] = " ".join(map(str, layer.closest_classes))
-                writer.writerow(["" if values[n] is None else values[n] for n in _COLUMNS])
+        formats.write_csv(self, Path(path))
 
     def to_pandas(self) -> DataFrame:
         """Return a data frame, a row a layer, a column a metric; what is not defined is missing.
@@ -404,19 +377,7 @@ class LayerReport:
         ImportError
             Without pandas.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install pandas") from error
-        frame = pandas.DataFrame(
-            {name: [vars(layer)[name] for layer in self.layers] for name in _COLUMNS}
-        )
-        kinds = {"name": "str", "closest_classes": "object", "numerical_rank": "Int64"}
-        whole = {"index": "int64", "num_features": "int64"}
-        frame = frame.astype({n: {**kinds, **whole}.get(n, "float64") for n in _COLUMNS})
-        told = ("num_samples", "num_classes", "weighting", "corrected", "class_names")
-        frame.attrs.update({name: vars(self)[name] for name in told})
-        return frame
+        return formats.data_frame(self)
 
 
 def _fit(
@@ -436,26 +397,3 @@ def _check_class_names(names: Sequence[str] | None, num_classes: int) -> list[st
             f"class_names has {len(names)} names, expected {num_classes}, one for each class"
         )
     return list(names)
-
-
-def _check_fields(where: str, data: Mapping[str, Any], kind: type) -> None:
-    """Check that data from a file has the fields of a dataclass, no other ones."""
-    if not isinstance(data, Mapping):
-        raise TypeError(f"{where} is a {type(data).__name__}, expected a mapping as of to_dict")
-    known = fields(kind)
-    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
-    if missing := needed - set(data):
-        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
-    if unknown := set(data) - {f.name for f in known}:
-        raise ValueError(
-            f"{where} holds {', '.join(sorted(unknown))}, expected fields of {kind.__name__} only; "
-            "was it written by a later version of deeprep?"
-        )
-
-
-def _decode(name: str, value: Any) -> Any:
-    if name in _PAIRS and value is not None:
-        return tuple(ClosestClasses(*pair) for pair in value)
-    if isinstance(value, list):
-        return tuple(value)
-    return float(value) if isinstance(value, str) and name != "name" else value

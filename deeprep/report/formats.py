@@ -1,0 +1,102 @@
+"""A LayerReport as plain data, JSON, CSV and a data frame, and back."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeprep.base import strict_json
+from deeprep.base.paths import atomic_path, write_text
+from deeprep.metrics import ClosestClasses
+from deeprep.report.layer_metrics import LayerMetrics
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+    from deeprep.report.layer_report import LayerReport
+
+# What a row of a table holds: the many pairs of classes have no place in it.
+_PAIRS = ("closest_pairs", "closest_pairs_centered")
+COLUMNS = tuple(f.name for f in fields(LayerMetrics) if f.name not in _PAIRS)
+
+
+def to_dict(report: LayerReport) -> dict[str, Any]:
+    """Return plain data for strict JSON."""
+    values = {n: list(v) if isinstance(v, list) else v for n, v in vars(report).items()}
+    values["layers"] = [strict_json.encode(vars(layer)) for layer in report.layers]
+    return values
+
+
+def fields_of(data: Mapping[str, Any], kind: type[LayerReport]) -> dict[str, Any]:
+    """Return the fields of the report that `to_dict` made `data` of."""
+    _check_fields("report", data, kind)
+    layers = []
+    for index, layer in enumerate(data["layers"]):
+        _check_fields(f"report['layers'][{index}]", layer, LayerMetrics)
+        layers.append(LayerMetrics(**{n: _decode(n, value) for n, value in layer.items()}))
+    return {**data, "layers": layers}
+
+
+def write_json(data: dict[str, Any], path: Path) -> None:
+    """Write what `to_dict` returned, a line a layer, atomically."""
+    layers = ",\n    ".join(strict_json.dumps(layer) for layer in data.pop("layers"))
+    rest = strict_json.dumps(data, indent=2).removeprefix("{")
+    write_text(path, f'{{\n  "layers": [\n    {layers}\n  ],{rest}\n')
+
+
+def write_csv(report: LayerReport, path: Path) -> None:
+    """Write one row a layer with a header, atomically."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for layer in report.layers:
+            values = dict(vars(layer))
+            if layer.closest_classes is not None:
+                values["closest_classes"] = " ".join(map(str, layer.closest_classes))
+            writer.writerow(["" if values[n] is None else values[n] for n in COLUMNS])
+
+
+def data_frame(report: LayerReport) -> DataFrame:
+    """Return a data frame, a row a layer, a column a metric."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("to_pandas needs pandas: pip install pandas") from error
+    frame = pandas.DataFrame(
+        {name: [vars(layer)[name] for layer in report.layers] for name in COLUMNS}
+    )
+    kinds = {"name": "str", "closest_classes": "object", "numerical_rank": "Int64"}
+    whole = {"index": "int64", "num_features": "int64"}
+    frame = frame.astype({n: {**kinds, **whole}.get(n, "float64") for n in COLUMNS})
+    told = ("num_samples", "num_classes", "weighting", "corrected", "class_names")
+    frame.attrs.update({name: vars(report)[name] for name in told})
+    return frame
+
+
+def _check_fields(where: str, data: Mapping[str, Any], kind: type) -> None:
+    """Check that data from a file has the fields of a dataclass, no other ones."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{where} is a {type(data).__name__}, expected a mapping as of to_dict")
+    known = fields(kind)
+    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    if missing := needed - set(data):
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    if unknown := set(data) - {f.name for f in known}:
+        raise ValueError(
+            f"{where} holds {', '.join(sorted(unknown))}, expected fields of {kind.__name__} only; "
+            "was it written by a later version of deeprep?"
+        )
+
+
+def _decode(name: str, value: Any) -> Any:
+    if name in _PAIRS and value is not None:
+        return tuple(ClosestClasses(*pair) for pair in value)
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if isinstance(value, str) and name != "name" else value
