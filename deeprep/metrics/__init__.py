@@ -22,6 +22,7 @@ from deeprep.metrics.decompositions import Decompositions
 from deeprep.metrics.directional import directional_cdnv
 from deeprep.metrics.geometry import equiangularity, equinorm, etf_error, gnc2
 from deeprep.metrics.leave_one_out import Jackknife, jackknife
+from deeprep.metrics.ridge import choose_ridge
 from deeprep.metrics.separation import h_score, lidar, separation_fuzziness, vci
 from deeprep.metrics.spectrum import (
     ClassRanks,
@@ -43,6 +44,7 @@ __all__ = [
     "alpha_req",
     "cdnv",
     "cdnv_per_class",
+    "choose_ridge",
     "class_ranks",
     "closest_classes",
     "closest_pairs",

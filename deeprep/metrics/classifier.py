@@ -90,14 +90,19 @@ def probe(s: ClassScatter, ridge: float = 0.0) -> LinearProbe:
         return LinearProbe(
             torch.full_like(s.means, torch.nan), torch.full_like(s.means[:, 0], torch.nan)
         )
-    samples = s.counts.to(torch.float64)
-    centered = s.means - s.global_mean
-    centered *= samples.sqrt().unsqueeze(1)
-    total = torch.addmm(pooled, centered.T, centered)
-    targets = centered.mul_(samples.sqrt().unsqueeze(1))
-    noise = noise_of_scatter(pooled, s.unit_roundoff, total)
+    total, targets, noise = normal_equations(s, pooled)
     weight = solve(total, targets, noise, ridge * s.num_samples)
-    return LinearProbe(weight, samples / s.num_samples - weight @ s.global_mean)
+    shares = s.counts.to(torch.float64) / s.num_samples
+    return LinearProbe(weight, shares - weight @ s.global_mean)
+
+
+def normal_equations(s: ClassScatter, pooled: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return T (d, d) and B (K, d) of :func:`probe`, and what rounding leaves of zero in T."""
+    roots = s.counts.to(torch.float64).sqrt_().unsqueeze(1)
+    centered = s.means - s.global_mean
+    centered *= roots
+    total = torch.addmm(pooled, centered.T, centered)
+    return total, centered.mul_(roots), noise_of_scatter(pooled, s.unit_roundoff, total)
 
 
 def check_ridge(ridge: float) -> None:

@@ -12,7 +12,13 @@ nothing; where fewer classes have samples than a statistic needs, UndefinedStati
 """
 
 from deeprep.reference.classes import per_class
-from deeprep.reference.classifier import ncc_accuracy, nearest_class, probe, self_duality
+from deeprep.reference.classifier import (
+    choose_ridge,
+    ncc_accuracy,
+    nearest_class,
+    probe,
+    self_duality,
+)
 from deeprep.reference.collapse import (
     cdnv,
     cdnv_per_class,
@@ -51,6 +57,7 @@ __all__ = [
     "alpha_req",
     "cdnv",
     "cdnv_per_class",
+    "choose_ridge",
     "class_ranks",
     "class_scatter",
     "closest_classes",

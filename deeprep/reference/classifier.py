@@ -38,6 +38,45 @@ def probe(
     return np.asarray(weight), np.asarray(target_mean - weight @ s.global_mean)
 
 
+def choose_ridge(
+    features: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int | None = None,
+    *,
+    ignore_index: int = -100,
+) -> float:
+    """Ridge of :func:`probe` with the least generalised cross-validation error.
+
+    N RSS / (N - 1 - tr H)^2, RSS the squared residuals of the ridge fit to the centred one-hot
+    targets, H = X (X'X + ridge N I)^-1 X' of the centred features X. Candidates are ridge N =
+    10^(-6), 10^(-5.75), ..., 10^2 times the largest eigenvalue of X'X, and 0 where rank X < N - 1.
+    Golub, Heath, Wahba 1979.
+
+    >>> round(choose_ridge([[1.0], [3.0], [-1.0], [-3.0]], [0, 0, 1, 1]), 3)
+    0.889
+    """
+    s = scatter_of(
+        features, labels, ignore_index, "choose_ridge", classes=1, num_classes=num_classes
+    )
+    left, values, _ = np.linalg.svd(s.features - s.global_mean, full_matrices=False)
+    used = values > 1e-10 * values[0]
+    if not used.any():
+        return 0.0
+    left, squares = left[:, used], np.square(values[used])
+    targets = np.eye(len(s.counts))[s.labels]
+    targets -= targets.mean(axis=0)
+    spare = s.num_samples - 1 > len(squares)
+    penalties = squares[0] * 10.0 ** np.arange(-6, 2.01, 0.25)
+    if spare:
+        penalties = np.concatenate([[0.0], penalties])
+    scores = []
+    for penalty in penalties:
+        hat = (left * (squares / (squares + penalty))) @ left.T
+        residuals = np.square(targets - hat @ targets).sum()
+        scores.append(s.num_samples * residuals / (s.num_samples - 1 - np.trace(hat)) ** 2)
+    return float(penalties[int(np.argmin(scores))]) / s.num_samples
+
+
 def nearest_class(
     features: ArrayLike, labels: ArrayLike, queries: ArrayLike, *, ignore_index: int = -100
 ) -> Integers:
