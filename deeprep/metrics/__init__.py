@@ -9,7 +9,14 @@ a state that holds NaN or Inf is nan, with a warning that names the classes.
 """
 
 from deeprep.metrics.classes import PerClass, per_class
-from deeprep.metrics.classifier import LinearProbe, ncc_accuracy, nearest_class, probe, self_duality
+from deeprep.metrics.classifier import (
+    LinearProbe,
+    ncc_accuracy,
+    ncc_mismatch,
+    nearest_class,
+    probe,
+    self_duality,
+)
 from deeprep.metrics.collapse import cdnv, cdnv_per_class, compression, nc1
 from deeprep.metrics.cosines import (
     ClosestClasses,
@@ -62,6 +69,7 @@ __all__ = [
     "lidar",
     "nc1",
     "ncc_accuracy",
+    "ncc_mismatch",
     "nearest_class",
     "numerical_rank",
     "participation_ratio",

@@ -157,18 +157,26 @@ def nearest_class(s: ClassScatter, features: Any) -> Tensor:
     present = class_means.present_classes(s, "nearest_class", at_least=1)
     # NaN or Inf in one class reaches mu_G and so every score: all predictions are -1.
     undefined.is_finite(s, "nearest_class", value=-1)
-    centered = class_means.present_means(s, present) - s.global_mean
-    # |z - mu|^2 = |z|^2 - 2 (<z, mu> - |mu|^2 / 2): the least distance is the largest score.
-    bias = torch.linalg.vector_norm(centered, dim=1).square_().mul_(-0.5)
+    centered, bias = scores_of_means(s, present)
     best = _argmax_of_scores(features, centered, bias, s.global_mean)
     return torch.where(best >= 0, present[best], -1)
+
+
+def scores_of_means(s: ClassScatter, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (P, d) and bias (P,) of the classifier of z - mu_G by the nearest class mean.
+
+    |z - mu|^2 = |z|^2 - 2 (<z, mu> - |mu|^2 / 2): the least distance is the largest score.
+    """
+    centered = class_means.present_means(s, present) - s.global_mean
+    return centered, torch.linalg.vector_norm(centered, dim=1).square_().mul_(-0.5)
 
 
 def ncc_accuracy(s: ClassScatter, features: Any, labels: Any) -> float:
     """Share of the rows of ``features`` whose nearest class mean is that of their own class.
 
     ``features`` (N, d), ``labels`` (N,); rows labelled ``s.ignore_index`` do not count. nan with a
-    warning for a state that holds NaN or Inf.
+    warning for a state that holds NaN or Inf. It compares with labels; NC4 compares with what the
+    model decides, see :func:`ncc_mismatch`.
 
     Raises
     ------
@@ -177,7 +185,7 @@ def ncc_accuracy(s: ClassScatter, features: Any, labels: Any) -> float:
 
     Notes
     -----
-    Papyan, Han, Donoho, Prevalence of neural collapse, 2020 (NC4).
+    Galanti, György, Hutter, On the role of neural collapse in transfer learning, 2022.
 
     Examples
     --------
@@ -192,6 +200,50 @@ def ncc_accuracy(s: ClassScatter, features: Any, labels: Any) -> float:
     return _accuracy(
         lambda rows: nearest_class(s, rows), features, labels, s.ignore_index, "ncc_accuracy"
     )
+
+
+def ncc_mismatch(s: ClassScatter, features: Any, decisions: Any) -> float:
+    """Share of the rows whose nearest class mean is not the class that the model decides for.
+
+    Parameters
+    ----------
+    s
+        State of the features that enter the model's classifier.
+    features
+        (N, d), these or those of other samples, as for :meth:`LinearProbe.predict`.
+    decisions
+        (N,) int32/int64, the arg-max of the model's own scores. Rows with ``s.ignore_index`` do
+        not count.
+
+    Returns
+    -------
+    0 where the classifier acts as the nearest class mean; nan, with a warning, for a state that
+    holds NaN or Inf.
+
+    Raises
+    ------
+    UndefinedStatisticError
+        For a state without samples and where no row counts.
+
+    Notes
+    -----
+    Papyan, Han, Donoho, Prevalence of neural collapse, 2020 (NC4).
+
+    Examples
+    --------
+    >>> import torch, deeprep
+    >>> s = deeprep.class_scatter(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
+    >>> features, decisions = torch.tensor([[2.0], [0.1], [-3.0], [-1.0]]), [0, 1, 1, 1]
+    >>> deeprep.metrics.ncc_mismatch(s, features, torch.tensor(decisions))
+    0.25
+    """
+    class_means.present_classes(s, "ncc_mismatch", at_least=1)
+    if not undefined.is_finite(s, "ncc_mismatch"):
+        return float("nan")
+    hits, total = _count_hits(
+        lambda rows: nearest_class(s, rows), features, decisions, s.ignore_index, "ncc_mismatch"
+    )
+    return (total - hits) / total
 
 
 def self_duality(s: ClassScatter, weight: Any) -> float:
@@ -261,6 +313,18 @@ def _accuracy(
     statistic: str,
 ) -> float:
     """Share of the rows that count whose prediction is their label."""
+    hits, total = _count_hits(predict, features, labels, ignore_index, statistic)
+    return hits / total
+
+
+def _count_hits(
+    predict: Callable[[Any], Tensor],
+    features: Any,
+    labels: Any,
+    ignore_index: int,
+    statistic: str,
+) -> tuple[int, int]:
+    """Return how many of the rows that count are predicted right, and how many count."""
     rows, wanted = to_tensors(features, labels)
     check_batch(rows, wanted)
     counted = wanted != ignore_index
@@ -269,4 +333,4 @@ def _accuracy(
         raise UndefinedStatisticError(
             f"{statistic} needs at least one row that counts, found none of {len(wanted)}"
         )
-    return int((predict(rows) == wanted)[counted].sum()) / total
+    return int((predict(rows) == wanted)[counted].sum()), total

@@ -15,6 +15,7 @@ from deeprep.reference.classes import per_class
 from deeprep.reference.classifier import (
     choose_ridge,
     ncc_accuracy,
+    ncc_mismatch,
     nearest_class,
     probe,
     self_duality,
@@ -76,6 +77,7 @@ __all__ = [
     "lidar",
     "nc1",
     "ncc_accuracy",
+    "ncc_mismatch",
     "nearest_class",
     "numerical_rank",
     "participation_ratio",

@@ -98,9 +98,9 @@ def ncc_accuracy(
     *,
     ignore_index: int = -100,
 ) -> float:
-    """Share of ``queries`` (default: the features) whose nearest class mean is their own (NC4).
+    """Share of ``queries`` (default: the features) whose nearest class mean is their own.
 
-    Papyan, Han, Donoho 2020. Queries labelled ``ignore_index`` do not count.
+    Galanti, György, Hutter 2022. Queries labelled ``ignore_index`` do not count.
 
     >>> ncc_accuracy([[1.0], [-1.0], [-3.0], [5.0]], [0, 1, 1, 1])
     0.75
@@ -111,6 +111,30 @@ def ncc_accuracy(
     wanted = np.asarray(labels if query_labels is None else query_labels)
     counted = wanted != ignore_index
     return float(np.mean(predicted[counted] == wanted[counted]))
+
+
+def ncc_mismatch(
+    features: ArrayLike,
+    labels: ArrayLike,
+    decisions: ArrayLike,
+    queries: ArrayLike | None = None,
+    *,
+    ignore_index: int = -100,
+) -> float:
+    """Share of ``queries`` (default: the features) whose nearest mean is not the model's decision.
+
+    NC4 of Papyan, Han, Donoho 2020. ``decisions`` (M,) are the model's own; queries whose decision
+    is ``ignore_index`` do not count.
+
+    >>> ncc_mismatch([[1.0], [-1.0]], [0, 1], [0, 1, 1, 1], [[2.0], [0.1], [-3.0], [-1.0]])
+    0.25
+    """
+    predicted = nearest_class(
+        features, labels, features if queries is None else queries, ignore_index=ignore_index
+    )
+    decided = np.asarray(decisions)
+    counted = decided != ignore_index
+    return float(np.mean(predicted[counted] != decided[counted]))
 
 
 def self_duality(

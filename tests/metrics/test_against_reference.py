@@ -320,6 +320,9 @@ def test_accuracy_and_self_duality(problem):
     features = (features + rng.uniform(-0.1, 0.1, features.shape)).astype(features.dtype)
     s = deeprep.class_scatter(features, labels, num_classes)
     assert metrics.ncc_accuracy(s, features, labels) == reference.ncc_accuracy(features, labels)
+    decisions = np.roll(labels, 1)
+    found = metrics.ncc_mismatch(s, features, decisions)
+    assert found == pytest.approx(reference.ncc_mismatch(features, labels, decisions), abs=1e-12)
     weight = rng.standard_normal((num_classes, features.shape[1]))
     assert metrics.self_duality(s, torch.from_numpy(weight)) == near(
         reference.self_duality(features, labels, weight), features

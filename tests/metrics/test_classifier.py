@@ -122,6 +122,7 @@ def test_no_samples():
         "probe": (),
         "nearest_class": (features,),
         "ncc_accuracy": (features, labels),
+        "ncc_mismatch": (features, labels),
     }.items():
         message = f"{name} needs at least one class with samples, found 0 of 3"
         with pytest.raises(UndefinedStatisticError, match=message):
@@ -154,6 +155,8 @@ def test_labels_that_do_not_fit():
         metrics.ncc_accuracy(s, features, np.full(10, -100))
     with pytest.raises(UndefinedStatisticError, match="ncc_accuracy needs at least one row"):
         metrics.ncc_accuracy(s, features[:0], labels[:0])
+    with pytest.raises(UndefinedStatisticError, match="ncc_mismatch needs at least one row"):
+        metrics.ncc_mismatch(s, features, np.full(10, -100))
 
 
 def test_ignored_rows_do_not_count():
@@ -205,6 +208,16 @@ def test_bad_rows_are_predicted_as_no_class():
     assert metrics.nearest_class(s, rows)[0] == -1
     assert metrics.nearest_class(s, rows)[1] >= 0
     assert metrics.probe(s).predict(rows)[0] == -1
+
+
+def test_a_model_that_decides_by_the_nearest_mean_has_no_mismatch():
+    features, labels = problem(30, 3)
+    s = deeprep.class_scatter(features, labels)
+    decisions = metrics.nearest_class(s, features)
+    assert metrics.ncc_mismatch(s, features, decisions) == 0.0
+    decisions[:3] = (decisions[:3] + 1) % 4
+    decisions[3:10] = s.ignore_index
+    assert metrics.ncc_mismatch(s, features, decisions) == 3 / 23
 
 
 def test_no_rows():

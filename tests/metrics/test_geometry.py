@@ -104,6 +104,7 @@ def test_state_is_left_alone():
             "closest_pairs": (3,),
             "directional_cdnv": (torch.randn(4, 6), torch.arange(4)),
             "ncc_accuracy": (torch.randn(4, 6), torch.arange(4)),
+            "ncc_mismatch": (torch.randn(4, 6), torch.arange(4)),
             "nearest_class": (torch.randn(4, 6),),
             "self_duality": (torch.randn(4, 6),),
         }

@@ -54,6 +54,8 @@ CASES = {
     "probe": (metrics.probe, with_nan),
     "nearest_class": (lambda s: metrics.nearest_class(s, SPREAD), with_nan),
     "ncc_accuracy": (lambda s: metrics.ncc_accuracy(s, SPREAD, LABELS), with_nan),
+    "ncc_mismatch": (lambda s: metrics.ncc_mismatch(s, SPREAD, LABELS), with_nan),
+    "choose_ridge": (metrics.choose_ridge, with_nan),
     "self_duality": (lambda s: metrics.self_duality(s, 0.0 * s.means), lambda: state(SPREAD)),
     "directional_cdnv": (
         lambda s: metrics.directional_cdnv(s, SAME, LABELS),
