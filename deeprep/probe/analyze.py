@@ -10,11 +10,13 @@ from torch import nn
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.validate import check_positive
-from deeprep.probe.evaluation import Progress, check_loader, counting
+from deeprep.probe.classifier import ClassifierSelector
+from deeprep.probe.evaluation import Progress, check_loader, check_not_empty, counting
 from deeprep.probe.labelling import Labels
 from deeprep.probe.layer_probe import Full, LayerProbe
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
+from deeprep.probe.scores import Ridge
 from deeprep.probe.token_labels import TokenLabels, all_reduced, token_counts
 from deeprep.probe.turns import layers_in_turns, one_report
 from deeprep.report import LayerReport, ReportOptions
@@ -34,6 +36,9 @@ def analyze(
     reduce: Reduce | None = None,
     full: Full = False,
     accuracy: bool = False,
+    test_loader: Iterable[Any] | None = None,
+    ridge: Ridge | None = None,
+    classifier: ClassifierSelector | None = "auto",
     options: ReportOptions | None = None,
     ignore_index: int = -100,
     all_reduce: bool = False,
@@ -45,10 +50,11 @@ def analyze(
 ) -> LayerReport:
     """Measure every layer of a model on labelled data: C_l, D_l and, where asked for, more.
 
-    The model runs in eval mode without gradients: once for all statistics, and a second time for
-    `accuracy`, which needs the finished statistics. Its training flags, the random states and its
-    hooks are as before afterwards, also after an exception or Ctrl-C. These are the steps of a
-    `LayerProbe`, which also keeps the states: `run`, `all_reduce`, `score`, `report`.
+    The model runs in eval mode without gradients: once for all statistics, a second time for
+    `accuracy`, which needs the finished statistics, and once over `test_loader`. Its training
+    flags, the random states and its hooks are as before afterwards, also after an exception or
+    Ctrl-C. These are the steps of a `LayerProbe`, which also keeps the states: `run`, `all_reduce`,
+    `score`, `report`.
 
     Parameters
     ----------
@@ -67,7 +73,18 @@ def analyze(
         `accuracy`, the least-squares probe.
     accuracy
         Also report the training accuracy of the nearest class mean and of the least-squares probe,
-        and the directional CDNV: one more forward pass.
+        the directional CDNV, and NC4: one more forward pass.
+    test_loader
+        Batches like those of `loader`, of other samples: the report's `test` has every metric on
+        them, with the accuracies of the means and probes that were fitted to `loader`. Iterated
+        once.
+    ridge
+        Of the probe, see `metrics.probe`. "auto" chooses it, layer by layer, from the statistics of
+        `loader` alone, see `metrics.choose_ridge`. Default: "auto" with `test_loader`, else 0.
+    classifier
+        Name or module of the model's own classifier; "auto" takes the Linear whose output is the
+        model's. The report's `neural_collapse` has NC1 to NC4 of what enters it, NC1 with `full`,
+        NC4 with `accuracy`, or says why not. None leaves them out.
     options
         What to report and how; default: ``ReportOptions()``.
     all_reduce
@@ -95,7 +112,8 @@ def analyze(
     Raises
     ------
     ValueError, TypeError
-        On an empty or one-shot loader, and on a layer whose features do not fit.
+        On an empty loader, on a one-shot one where it is iterated twice, on a layer whose features
+        do not fit, and for a `classifier` that is no module of the model.
 
     Examples
     --------
@@ -108,9 +126,20 @@ def analyze(
     >>> report = deeprep.analyze(model, [(inputs, labels)], num_classes=3, accuracy=True)
     >>> [layer.name for layer in report.layers], report.layers[0].ncc_accuracy
     (['input', '1'], 1.0)
+    >>> test = [(torch.eye(3)[labels] + 0.1 * torch.randn(60, 3), labels)]
+    >>> report = deeprep.analyze(model, [(inputs, labels)], 3, full=True, test_loader=test)
+    >>> report.test.layers[1].probe_accuracy, report.neural_collapse.classifier
+    (1.0, '2')
     """
     options = report_options(options, **changes)
     choose_metrics(options.metrics, full=full is not False)
+    passes = [loader] * (1 + accuracy)
+    if test_loader is not None:
+        check_loader(test_loader, passes=1 + (max_memory is not None), name="test_loader")
+        if not all_reduce:  # a process may well have no share
+            check_not_empty(test_loader, "test_loader")
+        passes.append(test_loader)
+        ridge = "auto" if ridge is None else ridge
     to_count = isinstance(labels, TokenLabels) and labels.needs_counts
     check_loader(loader, passes=1 + (accuracy or to_count or max_memory is not None))
     if isinstance(labels, TokenLabels) and labels.most_frequent is not None:
@@ -122,21 +151,28 @@ def analyze(
                 options, class_names=[f"token {t}" for t in labels.class_tokens.tolist()]
             )
     probe = LayerProbe(
-        model, num_classes, layers, reduce, full=full, ignore_index=ignore_index, labels=labels
+        model,
+        num_classes,
+        layers,
+        reduce,
+        full=full,
+        ignore_index=ignore_index,
+        labels=labels,
+        classifier=classifier,
     )
     turns: list[list[str] | None] = [None]  # all layers at once
     if max_memory is not None:
         turns = _turns(probe, loader, max_memory, all_reduce, group)
     reports = []
-    with counting(progress, loader, (1 + accuracy) * len(turns)) as advance:
+    with counting(progress, *passes * len(turns)) as advance:
         for turn in turns:
             if turn is not None:
                 probe.start_turn(turn)
             probe.run(loader, progress=lambda *_: advance())
             if all_reduce:
                 probe.all_reduce(group)
-            if accuracy:
-                scores = probe.score(loader, progress=lambda *_: advance())
+            for batches, test in zip(passes[1:], [False] * accuracy + [True], strict=False):
+                scores = probe.score(batches, lambda *_: advance(), test=test, ridge=ridge)
                 if all_reduce:
                     scores.all_reduce(group)
             reports.append(probe.report(options))

@@ -62,7 +62,7 @@ def to_device(value: Any, device: torch.device | None) -> Any:
     return value
 
 
-def check_loader(loader: Any, passes: int = 1) -> None:
+def check_loader(loader: Any, passes: int = 1, name: str = "loader") -> None:
     """Check that a loader gives batches, and can do so as often as the model is to run.
 
     Raises
@@ -75,22 +75,32 @@ def check_loader(loader: Any, passes: int = 1) -> None:
     kind = "None" if loader is None else f"a {type(loader).__name__}"
     iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if not iterable or isinstance(loader, str | Mapping | Tensor):
-        raise TypeError(f"loader is {kind}, expected an iterable of (inputs, labels) batches")
+        raise TypeError(f"{name} is {kind}, expected an iterable of (inputs, labels) batches")
     if passes > 1 and hasattr(loader, "__next__"):
         raise ValueError(
-            "loader is a one-shot iterator, expected an iterable that can be run through twice "
+            f"{name} is a one-shot iterator, expected an iterable that can be run through twice "
             "(a list or a DataLoader); or pass accuracy=False"
         )
 
 
-def split_batch(batch: Any) -> tuple[Any, Any]:
+def check_not_empty(loader: Any, name: str) -> None:
+    """Raise a ValueError for a loader that is known to have no batch before it is run through."""
+    try:
+        batches = len(loader)
+    except TypeError:  # a stream
+        return
+    if batches == 0:
+        raise ValueError(f"{name} gave no batch, expected one at least")
+
+
+def split_batch(batch: Any, name: str = "loader") -> tuple[Any, Any]:
     """(inputs, labels) of what a loader gave: a pair, or a mapping that holds its labels too."""
     if isinstance(batch, Mapping):
         inputs = dict(batch)
         key = next((key for key in ("labels", "label") if key in inputs), None)
         if key is None:
             raise ValueError(
-                f"loader gave a mapping with the keys {', '.join(map(str, inputs))}, expected "
+                f"{name} gave a mapping with the keys {', '.join(map(str, inputs))}, expected "
                 "'labels' or 'label' among them"
             )
         labels = inputs.pop(key)
@@ -103,15 +113,27 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
         if isinstance(batch, Tensor):
             hint = "a single batch goes as [(inputs, labels)]"
         raise ValueError(
-            f"loader gave {kind}{length}, expected (inputs, labels) or a mapping with 'labels'; "
+            f"{name} gave {kind}{length}, expected (inputs, labels) or a mapping with 'labels'; "
             f"{hint}"
         )
     if isinstance(labels, Number) or (isinstance(labels, Tensor) and labels.ndim == 0):
         raise ValueError(
-            f"loader gave a sample with the label {labels}, as a data set does, expected batches "
+            f"{name} gave a sample with the label {labels}, as a data set does, expected batches "
             "with labels (N,): torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     return inputs, labels
+
+
+@contextlib.contextmanager
+def naming(loader: str) -> Iterator[None]:
+    """Say in errors of a batch which loader gave it, unless it is the one called just so."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if loader == "loader" or str(error).startswith(loader):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{loader}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -147,13 +169,14 @@ def _wrong_type(model: nn.Module, inputs: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def counting(
-    progress: Progress, loader: Iterable[Any], passes: int = 1
-) -> Iterator[Callable[[], None]]:
-    """Yield what to call after every batch: it shows or reports how many of them are done."""
+def counting(progress: Progress, *passes: Iterable[Any]) -> Iterator[Callable[[], None]]:
+    """Yield what to call after every batch: it shows or reports how many of them are done.
+
+    `passes` holds the loader of each pass.
+    """
     done = itertools.count(1)
     try:
-        total: int | None = passes * len(loader)  # type: ignore[arg-type]
+        total: int | None = sum(len(loader) for loader in passes)  # type: ignore[arg-type, misc]
     except TypeError:  # a stream
         total = None
     if callable(progress):

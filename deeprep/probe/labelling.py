@@ -69,9 +69,9 @@ class Labelling:
             )
         return "tokens"
 
-    def split(self, batch: Any) -> tuple[Any, Any]:
+    def split(self, batch: Any, name: str = "loader") -> tuple[Any, Any]:
         """(inputs, labels) of what a loader gave; with labels of tokens it need not give any."""
-        return split_batch(batch) if self._tokens is None else split_tokens(batch)
+        return split_batch(batch, name) if self._tokens is None else split_tokens(batch)
 
     def targets(self, inputs: Any, labels: Any, mask: Mask | None = None) -> Any:
         """The labels of a batch: the loader's own, or classes (N, T) of its tokens.

@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from deeprep.base import validate
+from deeprep.probe.classifier import Classifier, ClassifierSelector
+from deeprep.probe.collapse import CollapseProbe
 from deeprep.probe.evaluation import (
     Progress,
     check_loader,
     counting,
     evaluation_mode,
+    naming,
 )
 from deeprep.probe.hooks import INPUT, Consumer, LayerHooks
 from deeprep.probe.labelling import Labelling, Labels
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
-from deeprep.probe.scores import Scores
+from deeprep.probe.scores import Ridge, Scores
 from deeprep.probe.sequences import Mask
 from deeprep.probe.turns import MANY_CLASSES, LayerSize, check_memory
 from deeprep.report import LayerReport, LayerScores, ReportOptions
 from deeprep.report.options import ReportKeywords
-from deeprep.state import ClassScatter, all_reduce_layers
+from deeprep.state import ClassScatter
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,9 +46,9 @@ Full = bool | Literal["auto"]
 class LayerProbe:
     """One ClassScatter per layer, filled while the model runs.
 
-    `run` takes in a loader in one pass, `score` what a second pass over it tells, and `report` says
-    what was found. In your own loop the probe is a context manager: `probe(inputs, labels)`
-    runs the model on a batch, `probe.batch(labels)` watches it run.
+    `run` takes in a loader in one pass, `score` what a second pass over it or one over test data
+    tells, and `report` says what was found. In your own loop the probe is a context manager:
+    `probe(inputs, labels)` runs the model on a batch, `probe.batch(labels)` watches it run.
 
     Layers appear in the order in which they run; a module that runs again within one forward is
     another layer, "relu#2". Layer 0, "input", is the input itself or, where that is integer ids,
@@ -95,14 +98,18 @@ class LayerProbe:
         loader are not needed, and may be the `input_ids`, as collators make them, or these shifted
         by one. "current-token": the token of the position itself. `TokenLabels` chooses which
         tokens are a class, and says which positions are left out.
+    classifier
+        Name or module of the model's own classifier, whose input `run` measures too, for the
+        report's `neural_collapse`; "auto" finds the Linear (or convolution of single positions)
+        whose output is the model's; None measures none.
 
     Attributes
     ----------
     scatters
         Dict of layer name -> ClassScatter.
-    scores
-        The `Scores` of the second pass; None before it, and again once a new batch has changed the
-        states.
+    scores, test_scores
+        The `Scores` of the second pass, and of the test data; None before, and again once a new
+        batch has changed the states.
 
     Raises
     ------
@@ -144,6 +151,7 @@ class LayerProbe:
         full: Full = False,
         ignore_index: int = -100,
         labels: Labels = None,
+        classifier: ClassifierSelector | None = "auto",
     ) -> None:
         if full not in (True, False, "auto"):
             raise ValueError(f"full is {full!r}, expected True, False or 'auto'")
@@ -153,6 +161,7 @@ class LayerProbe:
         self.ignore_index = ignore_index
         self.scatters: dict[str, ClassScatter] = {}
         self.scores: Scores | None = None
+        self.test_scores: Scores | None = None
         self._model = model
         self._hooks = LayerHooks(
             model,
@@ -160,6 +169,9 @@ class LayerProbe:
             self._labelling.reduction(reduce),
             num_classes=self.num_classes,
             ignore_index=ignore_index,
+        )
+        self._collapse = CollapseProbe(
+            Classifier(model, classifier, self.num_classes, ignore_index), self._new_state
         )
 
     def __enter__(self) -> LayerProbe:
@@ -189,6 +201,7 @@ class LayerProbe:
             there is only a decoder, one mask is the decoder's.
         """
         targets = self._labelling.targets(inputs, labels, mask)
+        self._collapse.is_whole = False
         return self._hooks.run(inputs, targets, mask, self._update)
 
     def batch(self, labels: Tensor, mask: Mask | None = None) -> AbstractContextManager[None]:
@@ -210,6 +223,7 @@ class LayerProbe:
         """
         targets = self._labelling.of_ids(labels, mask)
         check = partial(self._labelling.check, labels=labels)
+        self._collapse.is_whole = False
         return self._hooks.batch(targets, mask, self._update, check)
 
     def run(self, loader: Iterable[Any], progress: Progress = False) -> None:
@@ -246,7 +260,14 @@ class LayerProbe:
         """
         self._pass(loader, progress, self._update)
 
-    def score(self, loader: Iterable[Any], progress: Progress = False) -> Scores:
+    def score(
+        self,
+        loader: Iterable[Any],
+        progress: Progress = False,
+        *,
+        test: bool = False,
+        ridge: Ridge | None = None,
+    ) -> Scores:
         """Run the model once more: probe and nearest-mean accuracy and directional CDNV.
 
         They need the finished states, so `run`, and `all_reduce` where there are many processes,
@@ -256,10 +277,17 @@ class LayerProbe:
         ----------
         loader, progress
             See `run`.
+        test
+            `loader` gives test data: means and probe are those of `run`, and the report shows the
+            scores beside those of the training data, and C_l, D_l and the rest of the test data's
+            own states.
+        ridge
+            Of the probe; "auto": chosen from the states of `run`, see `metrics.choose_ridge`.
+            Default: "auto" for test data, else 0, which is least squares.
 
         Returns
         -------
-        Scores, kept as `scores` too; a further call adds to it.
+        Scores, kept as `scores` or `test_scores` too; a further call adds to it.
 
         Raises
         ------
@@ -274,12 +302,19 @@ class LayerProbe:
         >>> probe.run(loader)
         >>> probe.score(loader).result()["input"].ncc_accuracy
         1.0
+        >>> test_loader = [(torch.eye(4).flip(0), torch.tensor([0, 1, 0, 0]))]
+        >>> probe.score(test_loader, test=True).result()["input"].ncc_accuracy
+        0.75
         """
         self._require_layers()
-        scores = Scores(self.scatters) if self.scores is None else self.scores
-        self.scores = None  # there are none of a pass that ended halfway
-        self._pass(loader, progress, scores.update)
-        self.scores = scores
+        field = "test_scores" if test else "scores"
+        scores: Scores | None = getattr(self, field)
+        if scores is None:
+            ridge = ridge if ridge is not None else "auto" if test else 0.0
+            scores = Scores(self.scatters, ridge=ridge, test=test, entering=self._collapse.state)
+        setattr(self, field, None)  # there are none of a pass that ended halfway
+        self._pass(loader, progress, scores.update, scores, name="test_loader" * test or "loader")
+        setattr(self, field, scores)
         return scores
 
     def report(
@@ -318,7 +353,26 @@ class LayerProbe:
         notes = [*self._labelling.notes, *map(_why_silent, self.silent_layers)]
         if scores and all(found == LayerScores() for found in scores.values()):
             notes.append("no accuracies: the loader of `score` gave no sample, or was used up")
-        return dataclasses.replace(report, warnings=[*notes, *report.warnings])
+        return dataclasses.replace(
+            report,
+            warnings=[*notes, *report.warnings],
+            neural_collapse=self._collapse.measure(self.scores, report.min_count),
+        ).with_test(self._test_report(options, **changes))
+
+    def _test_report(
+        self, options: ReportOptions | None, **changes: Unpack[ReportKeywords]
+    ) -> LayerReport | None:
+        scores = self.test_scores
+        if scores is None:
+            return None
+        if not any(s.num_samples for s in scores.scatters.values()):
+            raise ValueError(
+                "test_loader gave no sample: no batch, or every label was ignored; expected one at "
+                "least"
+            )
+        report = LayerReport.from_scatters(scores.scatters, scores.result(), options, **changes)
+        collapse = self._collapse.measure(scores, report.min_count, test=True)
+        return dataclasses.replace(report, neural_collapse=collapse)
 
     @property
     def silent_layers(self) -> list[str]:
@@ -353,7 +407,8 @@ class LayerProbe:
         report of what it has found.
         """
         self._hooks.only = frozenset(layers)
-        self.scatters, self.scores = {}, None
+        self.scatters, self.scores, self.test_scores = {}, None, None
+        self._collapse.state = None
 
     def all_reduce(self, group: Any = None) -> None:
         """Merge the states of all processes of a torch.distributed group, layer by layer.
@@ -368,26 +423,36 @@ class LayerProbe:
         RuntimeError
             After `score`, whose scores are of the states of this process alone.
         """
-        if self.scores is not None:
+        if self.scores is not None or self.test_scores is not None:
             raise RuntimeError(
                 "all_reduce comes after score, expected it between run and score; scores are added "
                 "up by probe.scores.all_reduce(group)"
             )
-        self.scatters = all_reduce_layers(self.scatters, group)
+        self.scatters = self._collapse.all_reduce(self.scatters, group)
 
-    def _pass(self, loader: Iterable[Any], progress: Progress, consume: Consumer) -> None:
-        check_loader(loader)
+    def _pass(
+        self,
+        loader: Iterable[Any],
+        progress: Progress,
+        consume: Consumer,
+        scores: Scores | None = None,
+        name: str = "loader",
+    ) -> None:
+        check_loader(loader, name=name)
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(self._model))
             if not self._hooks.attached:
                 stack.enter_context(self._hooks)
+            stack.enter_context(self._collapse.watched())
             advance = stack.enter_context(counting(progress, loader))
             for batch in loader:
-                inputs, labels = self._labelling.split(batch)
-                targets = self._labelling.targets(inputs, labels)
-                if not self.scatters:
-                    self._check_memory(inputs, targets)
-                self._hooks.run(inputs, targets, None, consume)
+                with naming(name):
+                    inputs, labels = self._labelling.split(batch, name)
+                    targets = self._labelling.targets(inputs, labels)
+                    if not self.scatters:
+                        self._check_memory(inputs, targets)
+                    output = self._hooks.run(inputs, targets, None, consume)
+                    self._collapse.update(output, targets, inputs, scores)
                 self._labelling.look_at(inputs)
                 advance()
 
@@ -417,24 +482,27 @@ class LayerProbe:
             )
 
     def _update(self, layer: str, features: Tensor, labels: Tensor) -> None:
-        self.scores = None
+        self.scores = self.test_scores = None
         scatter = self.scatters.get(layer)
         if scatter is None:
             validate.check_batch(features, labels)
-            width = features.shape[1]
-            scatter = self.scatters[layer] = ClassScatter(
-                self.num_classes,
-                width,
-                full=self._is_full(width),
-                device=features.device,
-                ignore_index=self.ignore_index,
-            )
+            scatter = self.scatters[layer] = self._new_state(features)
         elif features.shape[1] != scatter.num_features:
             raise ValueError(
                 f"features have width {features.shape[1]}, expected {scatter.num_features} as in "
                 "earlier batches; for inputs of varying size reduce this layer by 'mean'"
             )
         scatter.update(features, labels)
+
+    def _new_state(self, features: Tensor) -> ClassScatter:
+        width = features.shape[1]
+        return ClassScatter(
+            self.num_classes,
+            width,
+            full=self._is_full(width),
+            device=features.device,
+            ignore_index=self.ignore_index,
+        )
 
 
 def _why_silent(layer: str) -> str:

@@ -121,8 +121,10 @@ def one_report(reports: Sequence[LayerReport]) -> LayerReport:
     """The reports of all turns as one, layers numbered from 0."""
     layers = [layer for report in reports for layer in report.layers]
     warnings = [warning for report in reports for warning in report.warnings]
+    tests = [report.test for report in reports if report.test is not None]
     return dataclasses.replace(
         reports[0],
+        test=one_report(tests) if tests else None,
         layers=[dataclasses.replace(layer, index=index) for index, layer in enumerate(layers)],
         warnings=list(dict.fromkeys(warnings)),
     )

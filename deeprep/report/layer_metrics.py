@@ -40,7 +40,9 @@ class LayerMetrics:
     """The metrics of one layer; None where a metric was not asked for or is not defined.
 
     Every metric is the function of `deeprep.metrics` of its name; the `_error`s are the standard
-    errors of `metrics.jackknife`. Accuracies are fractions in [0, 1] on the data measured.
+    errors of `metrics.jackknife`. Accuracies are fractions in [0, 1]: of the samples measured,
+    which the means and the probe were fitted to, or, in the `test` of a report, of samples that
+    they were not fitted to. `probe_ridge` is the ridge of the probe, None for plain least squares.
 
     `closest_classes` is the pair of classes whose means have the largest cosine, the one that
     `discrimination` is about. `closest_pairs` holds the pairs k < k' by falling cosine, rounded to
@@ -76,6 +78,7 @@ class LayerMetrics:
     participation_ratio: float | None = None
     alpha_req: float | None = None
     probe_accuracy: float | None = None
+    probe_ridge: float | None = None
     ncc_accuracy: float | None = None
     closest_pairs: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
     closest_pairs_centered: tuple[ClosestClasses, ...] | None = field(default=None, repr=False)
@@ -85,12 +88,14 @@ class LayerMetrics:
 class LayerScores:
     """Scores of one layer on the data of the second pass; None where one is not defined.
 
-    Accuracies, of the least-squares probe and of the nearest class mean, are fractions in [0, 1].
+    Accuracies, of the probe and of the nearest class mean, are fractions in [0, 1]. `probe_ridge`
+    is the ridge of the probe, None for plain least squares.
     """
 
     probe_accuracy: float | None = None
     ncc_accuracy: float | None = None
     directional_cdnv: float | None = None
+    probe_ridge: float | None = None
 
 
 def choose_metrics(asked: Metrics, *, full: bool) -> frozenset[str] | None:
@@ -139,11 +144,7 @@ def measure_layer(
         values = _of_classes(left, weighting, corrected, jackknife, chosen, notes, fewest)
         values |= measure_full(left, chosen, notes, was_full=scatter.full)
     if scores is not None:
-        values |= {
-            "probe_accuracy": scores.probe_accuracy,
-            "ncc_accuracy": scores.ncc_accuracy,
-            "directional_cdnv": scores.directional_cdnv,
-        }
+        values |= vars(scores)
         if left is not scatter:
             notes.append("accuracies and directional_cdnv are of all classes, whatever min_count")
     notes += [str(warning.message) for warning in caught]

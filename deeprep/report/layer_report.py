@@ -6,7 +6,7 @@ import html
 import io
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from deeprep.report.layer_metrics import (
     choose_metrics,
     measure_layer,
 )
+from deeprep.report.neural_collapse import NeuralCollapse
 from deeprep.report.options import ReportKeywords, ReportOptions, report_options
 from deeprep.report.scalars import flat_scalars
 from deeprep.report.table import Content, html_table, rich_table
@@ -46,6 +47,10 @@ class LayerReport:
     `num_measured_classes` is how many of the classes have at least `min_count` samples in the first
     layer; those that have fewer are left out. None in a report of before there was `min_count`.
 
+    `test` is the report of the same layers on test data, where there are some: its accuracies are
+    of means and probes that were fitted to the data of this report. `neural_collapse` is about the
+    input of the model's own classifier; None in reports of states alone.
+
     Examples
     --------
     >>> import torch, deeprep
@@ -68,6 +73,8 @@ class LayerReport:
     class_names: list[str] | None = None
     min_count: int = 1
     num_measured_classes: int | None = None
+    neural_collapse: NeuralCollapse | None = None
+    test: LayerReport | None = None
 
     @classmethod
     def from_scatters(
@@ -129,6 +136,13 @@ class LayerReport:
             min_count=options.min_count,
             num_measured_classes=int((first.counts >= options.min_count).sum()),
         )
+
+    def with_test(self, test: LayerReport | None) -> LayerReport:
+        """Return this report with that of test data, whose warnings it takes over."""
+        if test is None:
+            return self
+        new = [f"test data: {text}" for text in test.warnings if text not in self.warnings]
+        return replace(self, test=test, warnings=[*self.warnings, *new])
 
     # ---------------------------------------------------------------- what it says
 
@@ -206,7 +220,31 @@ class LayerReport:
         ]
         if any(layer.compression_error is not None for layer in self.layers):
             parts.append("± standard error, jackknife over classes")
+        if any(layer.ncc_accuracy is not None for layer in self.layers):
+            parts.append("training accuracies: of the samples fitted to")
+        if self.test is not None:
+            ridge = any(layer.probe_ridge is not None for layer in self.test.layers)
+            parts.append(
+                f"test: {self.test.num_samples} other samples, by the same means and probes"
+                + ", whose ridge is chosen without them" * ridge
+            )
         return "; ".join(parts)
+
+    def collapse_summary(self) -> str:
+        """Lines about neural collapse at the input of the classifier; "" where nothing is known."""
+        found = self.neural_collapse
+        if found is None:
+            return ""
+        if found.classifier is None:
+            return f"no NC1 to NC4: {found.reasons.get('classifier', 'no classifier')}"
+        lines = [
+            f"neural collapse at the input of {found.classifier!r} (d = {found.num_features})",
+            *found.lines(),
+        ]
+        on_test = None if self.test is None else self.test.neural_collapse
+        if on_test is not None:
+            lines += on_test.lines("test: ")
+        return "\n".join(lines)
 
     def class_name(self, index: int) -> str:
         """Name of a class; its number where the report has no names."""
@@ -243,7 +281,8 @@ class LayerReport:
     # ---------------------------------------------------------------- looking at it
 
     def _content(self) -> Content:
-        return Content(self.layers, self.class_names, self.caption)
+        test = None if self.test is None else self.test.layers
+        return Content(self.layers, self.class_names, self.caption, test)
 
     def table(
         self, title: str | None = None, width: int | None = None, keep: Collection[str] = ()
@@ -269,6 +308,8 @@ class LayerReport:
         keep = () if options.is_terminal else formats.COLUMNS
         yield self.table(width=options.max_width, keep=keep)
         yield Text(self.summary())
+        if collapse := self.collapse_summary():
+            yield Text(collapse)
         for message in self.warnings[:_WARNINGS_SHOWN]:
             yield Text(f"warning: {message}", style="yellow")
         if len(self.warnings) > _WARNINGS_SHOWN:
@@ -288,7 +329,8 @@ class LayerReport:
         return text.getvalue().rstrip("\n")
 
     def _repr_html_(self) -> str:
-        lines = [*self.summary().splitlines(), *(f"warning: {text}" for text in self.warnings)]
+        said = [*self.summary().splitlines(), *self.collapse_summary().splitlines()]
+        lines = [*said, *(f"warning: {text}" for text in self.warnings)]
         return html_table(self._content()) + "".join(
             f"<div>{html.escape(line)}</div>" for line in lines
         )

@@ -52,18 +52,23 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """What a table shows: a row a layer, the classes' names if they have any, and a caption."""
+    """What a table shows: a row a layer, the classes' names if they have any, and a caption.
+
+    `test` holds the same layers on test data.
+    """
 
     layers: Sequence[LayerMetrics]
     class_names: Sequence[str] | None
     caption: str
+    test: Sequence[LayerMetrics] | None = None
 
     def columns(self) -> list[Column]:
-        """The metrics that some layer has, the most telling first."""
+        """The metrics that some layer has, the most telling first, and beside each that of test."""
         return [
-            Column(name, heading, [self._cell(layer, name, spec) for layer in self.layers])
+            Column(name, heading + added, [self._cell(layer, name, spec) for layer in layers])
             for heading, name, spec in _METRICS
-            if any(vars(layer)[name] is not None for layer in self.layers)
+            for added, layers in (("", self.layers), (", test", self.test or ()))
+            if any(vars(layer)[name] is not None for layer in layers)
         ]
 
     def _cell(self, layer: LayerMetrics, name: str, spec: str) -> str:
