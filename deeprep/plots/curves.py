@@ -134,6 +134,54 @@ DISCRIMINATION = Curve(
 )
 
 
+# What a LayerRow calls an accuracy, its label, marker and colour.
+_ACCURACIES = (
+    ("probe_accuracy", "probe", "o", "#0072b2"),
+    ("ncc_accuracy", "nearest class mean", "s", "#d55e00"),
+)
+
+
+def has_accuracies(report: Rows) -> bool:
+    """Whether there is an accuracy to draw, of training or of test data."""
+    layers = [*report.layers, *(report.test.layers if report.test is not None else ())]
+    return any(number(layer, name) is not None for layer in layers for name, *_ in _ACCURACIES)
+
+
+def draw_accuracies(axes: Axes, report: Rows) -> None:
+    """Draw the accuracies of probe and nearest mean against the layer; hollow: on test data."""
+    for name, label, marker, color in _ACCURACIES:
+        plain: dict[str, Any] = {"label": label}
+        hollow = {"label": f"{label}, test", "linestyle": ":", "markerfacecolor": "none"}
+        for rows, look in ((report, plain), (report.test, hollow)):
+            found = [] if rows is None else [(r.index, number(r, name)) for r in rows.layers]
+            if any(value is not None for _, value in found):
+                values = [math.nan if value is None else value for _, value in found]
+                depths = [depth for depth, _ in found]
+                axes.plot(depths, values, marker=marker, color=color, **look)
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", fontsize="small", framealpha=0.8, edgecolor="none")
+
+
+def plot_accuracies(report: Rows, path: str | Path | None = None) -> Figure:
+    """Draw the accuracies of probe and nearest mean, training and test; written to `path`.
+
+    Raises
+    ------
+    ValueError
+        For a report that holds none.
+    """
+    check_path(path)
+    if not has_accuracies(report):
+        raise ValueError("report holds no accuracies, expected one made with accuracy=True")
+    figure = new_figure(5.5, 4)
+    axes = figure.add_subplot()
+    draw_accuracies(axes, report)
+    layer_axis(axes, report.layers)
+    axes.set_ylabel("accuracy")
+    return save(figure, path)
+
+
 def plot_compression(report: Rows, path: str | Path | None = None) -> Figure:
     """C_l against l on a log axis, with the line through log C_l, l >= 1; written to `path`."""
     return _plot_curve(COMPRESSION, report, path)
@@ -155,11 +203,17 @@ def _plot_curve(curve: Curve, report: Rows, path: str | Path | None) -> Figure:
 
 
 def draw_with_fit(axes: Axes, curve: Curve, report: Rows) -> None:
-    """Draw one metric against the layer's index, and the line fitted to it for l >= 1."""
+    """Draw one metric against the layer's index, and the line fitted to it for l >= 1.
+
+    On test data, where the report has some, it is drawn with hollow markers and no line of its own.
+    """
     depths = [layer.index for layer in report.layers]
     values = curve.values(report)
     look: dict[str, Any] = {"label": curve.symbol, "marker": curve.marker, "color": curve.color}
     drawn = curve.draw(axes, report, depths, **look)
+    if report.test is not None:
+        look |= {"label": f"{curve.symbol}, test", "linestyle": ":", "markerfacecolor": "none"}
+        drawn += curve.draw(axes, report.test, depths, **look)
     fit = curve.line(report)
     if fit is not None:
         fitted = [fit.intercept + fit.slope * depth for depth in depths[1:]]

@@ -14,12 +14,15 @@ from deeprep.plots.curves import (
     COMPRESSION,
     DISCRIMINATION,
     Curve,
+    draw_accuracies,
     draw_residuals,
     draw_with_fit,
+    has_accuracies,
 )
 from deeprep.plots.rows import LayerRow, Rows
 
 _WIDTH = 12.0  # inches
+_ACCURACIES_WIDTH = 3.5  # more, where there are accuracies
 _CURVES_HEIGHT = 4.8
 _BARS_HEIGHT = 3.6
 _BESIDE_MAPS = 1.6  # of the width: the classes' names and the scale of colours
@@ -37,7 +40,8 @@ def plot_report(report: Rows, path: str | Path | None = None) -> Figure:
     the five closest pairs of the last one; or, of more than 64 classes, of which a report keeps
     the closest pairs only, bars of the first ten in up to three layers. Below them are those of
     the centred means mu_k - mu_G, where the report has them: means that share a large part, as
-    those of an untrained network do, all have a cosine near 1. Error bars are standard errors, on
+    those of an untrained network do, all have a cosine near 1. Accuracies, where there are some,
+    have a panel of their own; hollow markers are of test data. Error bars are standard errors, on
     the log axis those of log C_l.
 
     Parameters
@@ -63,7 +67,8 @@ def plot_report(report: Rows, path: str | Path | None = None) -> Figure:
         columns, rows = math.ceil(columns / 2), 2
     side = min(_LARGEST_MAP, (_WIDTH - _BESIDE_MAPS) / max(columns, _MAPS_A_ROW))
     below = rows * (side + _ABOVE_A_MAP) + _AROUND_MAPS if has_maps else rows * _BARS_HEIGHT
-    figure = new_figure(_WIDTH, _CURVES_HEIGHT + (below if layers else 0.0))
+    width = _WIDTH + _ACCURACIES_WIDTH * has_accuracies(report)
+    figure = new_figure(width, _CURVES_HEIGHT + (below if layers else 0.0))
     figure.suptitle(report.caption, fontsize="medium")
     if not layers:
         _draw_curves(figure, report, None)
@@ -81,12 +86,18 @@ def plot_report(report: Rows, path: str | Path | None = None) -> Figure:
 
 
 def _draw_curves(figure: Figure | SubFigure, report: Rows, closest: LayerRow | None) -> None:
-    """Draw both metrics over their residuals, and the closest pairs of a layer beside them."""
-    grid = figure.add_gridspec(2, 2 if closest is None else 3, height_ratios=[3, 1])
+    """Draw both metrics over their residuals; beside them closest pairs of a layer, accuracies."""
+    others = (closest is not None) + has_accuracies(report)
+    grid = figure.add_gridspec(2, 2 + others, height_ratios=[3, 1])
     for column, curve in enumerate((COMPRESSION, DISCRIMINATION)):
         _draw_curve(figure, grid, column, curve, report)
     if closest is not None:
         draw_pairs(figure.add_subplot(grid[:, 2]), report, closest, RAW, count=5)
+    if has_accuracies(report):
+        axes = figure.add_subplot(grid[:, -1])
+        draw_accuracies(axes, report)
+        axes.set_title("accuracy", fontsize="medium", pad=10)
+        layer_axis(axes, report.layers)
 
 
 def _draw_curve(

@@ -52,6 +52,10 @@ class Rows(Protocol):
     def discrimination_fit(self) -> LineFit | None:
         """Line through D_l against l."""
 
+    @property
+    def test(self) -> Rows | None:
+        """The same layers on test data, where there are some."""
+
     def class_name(self, index: int) -> str:
         """Return the name of a class."""
 
