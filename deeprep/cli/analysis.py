@@ -96,6 +96,8 @@ class Analysis:
                 shown.append(self._evolution_table())
             title = escape(name) if self.is_series else None
             shown += [last.table(title, keep=self.keep), escape(last.summary())]
+            if collapse := last.collapse_summary():
+                shown.append(escape(collapse))
             if self.directory is not None:
                 shown.append(f"written to {escape(str(self.directory))}")
         warnings = [

@@ -17,7 +17,7 @@ from deeprep.base.torchrun import OtherRankError, joined, together
 from deeprep.base.validate import check_positive, require
 from deeprep.cli.analysis import Analysis, check_directory, checkpoint_names
 from deeprep.cli.foreign import importable_here
-from deeprep.cli.measuring import Measuring
+from deeprep.cli.measuring import Measuring, as_test_data
 from deeprep.cli.next_tokens import NextTokens
 from deeprep.cli.ranks import PATIENCE, is_first, share_threads, warnings_of_first
 from deeprep.cli.shared import ERRORS, Json, Result
@@ -80,7 +80,7 @@ its own where there are any, and the first one prints and writes what all have f
 Examples:
   deeprep analyze resnet18 --data cifar10 --weights resnet18.pth --out resnet18-cifar10
   deeprep analyze timm:vit_tiny_patch16_224 --data digits --samples-per-class 20
-  deeprep analyze hf:path/to/bert --data reviews.tsv --full
+  deeprep analyze hf:path/to/bert --data reviews.tsv --test-data others.tsv --full
   deeprep analyze hf:path/to/gpt2 --data book.txt --labels next-token --most-frequent 1000
   deeprep analyze mynets:small_cnn --data fashion-mnist --weights 'checkpoints/epoch-*.pt'
   deeprep analyze runs/mlp-digits-seed0
@@ -102,6 +102,10 @@ class Analyze:
     """What to measure; see below."""
     data: Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")] = None
     """Labelled data; see below. A run directory has its own."""
+    test_data: Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")] = None
+    """Other data with the same classes, all of them, for test accuracies and all metrics beside
+    those of --data, whose means and probes they are scored by: a data set, a text file, or a folder
+    with one folder of images per class."""
     weights: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FILE...")] = ()
     """State dicts (.pt, .pth, .safetensors; also under "model" or "state_dict", or saved by DDP or
     torch.compile), or globs of them, in natural order; of a Hugging Face model also its folders.
@@ -277,6 +281,7 @@ class Analyze:
         )
         files = list(dict.fromkeys(files))
         samples, model = together(ranks, lambda: self._load(run), in_turn=True)
+        test_samples = together(ranks, lambda: self._test_samples(samples), in_turn=True)
         how = self._how(run)
         # First of all, for weights are rounded to the type of those that they replace.
         model.module.to(device, torch.float64 if how["dtype"] == "float64" else torch.float32)
@@ -288,6 +293,7 @@ class Analyze:
             "model": self.model,
             "weights": weights,
             "data": samples.name,
+            **({} if test_samples is None else {"test_data": self.test_data}),
             "device": str(device),
             "seed": self.seed,
             **how,
@@ -299,7 +305,8 @@ class Analyze:
         told = f"{len(files)} checkpoints" if is_series else f"weights: {weights[0]}"
         if weights == ["random"]:
             told += f" (seed {self.seed})"
-        title = f"{self.model} on {_describe(samples)}, {device}, {told}"
+        tested = "" if test_samples is None else f", tested on {_describe(test_samples)}"
+        title = f"{self.model} on {_describe(samples)}{tested}, {device}, {told}"
         if ranks is not None:
             title += f", {ranks.size} processes"
         analysis = Analysis(about, title, is_series, self.out, self._metrics_asked_for())
@@ -318,7 +325,7 @@ class Analyze:
         def measure(file: Path | None, name: str, what: str = "") -> None:
             if file is not None:
                 together(ranks, lambda: model.load_weights(file))
-            probe = measuring.probe(model, samples, what)
+            probe = measuring.probe(model, samples, what, test_samples)
             together(
                 ranks,
                 lambda: self._add(analysis, name, probe, samples, how) if is_first(ranks) else None,
@@ -398,19 +405,37 @@ class Analyze:
         if self.data is None:
             wanted = f"{', '.join(get_args(DatasetName))}, or a text file"
             raise ValueError(f"data is left out, expected {wanted}")
-        if Path(self.data).suffix.lower() in TEXT_SUFFIXES:
+        return self._load_samples("data", self.data, self.data_dir)
+
+    def _test_samples(self, samples: Data | TextData | NextTokens) -> Data | TextData | None:
+        """Return the test data, with the classes and the normalisation of the samples."""
+        if self.test_data is None:
+            return None
+        if isinstance(samples, NextTokens):
+            raise ValueError("test_data goes with labelled samples, expected none with next tokens")
+        name, folder = self.test_data, self.data_dir
+        if Path(name).expanduser().is_dir():
+            name, folder = "image-folder", Path(name).expanduser()
+        elif name in get_args(DatasetName) and name == self.data:
+            raise ValueError(f"test_data is {name!r}, the data that are measured, expected others")
+        whole = replace(self, classes=None, samples_per_class=None, normalize=False)
+        found = whole._load_samples("test_data", name, folder)
+        return as_test_data(found, samples, chosen=self.classes is not None)
+
+    def _load_samples(self, flag: str, name: str, folder: Path | None) -> Data | TextData:
+        if Path(name).suffix.lower() in TEXT_SUFFIXES:
             return load_text(
-                Path(self.data).expanduser(),
+                Path(name).expanduser(),
                 classes=self.classes,
                 samples_per_class=self.samples_per_class,
                 seed=self.seed,
             )
-        if self.data not in get_args(DatasetName):
+        if name not in get_args(DatasetName):
             wanted = f"{', '.join(get_args(DatasetName))}, or a {', '.join(TEXT_SUFFIXES)} file"
-            raise ValueError(f"data is {self.data!r}, expected {wanted}")
+            raise ValueError(f"{flag} is {name!r}, expected {wanted}")
         settings = DataSettings(
-            dataset=cast(DatasetName, self.data),
-            data_dir=self.data_dir,
+            dataset=cast(DatasetName, name),
+            data_dir=folder,
             download=self.download,
             classes=self.classes,
             samples_per_class=self.samples_per_class,

@@ -52,6 +52,64 @@ def test_an_own_model_is_measured_as_analyze_does(capsys):
     assert result["reduce"] == "mean"
 
 
+def test_test_data_are_scored_by_the_means_and_probes_of_the_others(folder, sentences, capsys):
+    lines = [f"good\t{'b' * (4 + i)} end\n" for i in range(5)]
+    (folder / "others.tsv").write_text("".join(lines))  # lacks a class
+    arguments = ("own_models:Sentences", "--data", sentences, "--test-data", "others.tsv", "--full")
+    result = analyzed(capsys, *arguments, "--accuracy", "--out", "o")
+    report = only_report(result)
+    assert result["test_data"] == "others.tsv"
+    assert report.test.num_samples == 5
+    assert report.test.class_names == report.class_names == ["bad", "good"]
+    assert report.test.layers[2].probe_accuracy is not None
+    assert report.neural_collapse.classifier == report.test.neural_collapse.classifier == "head"
+    (folder / "more.tsv").write_text("".join(lines) + "odd\tccc\n")
+    chosen = (*arguments[:3], "--test-data", "more.tsv", "--classes", "2")
+    assert only_report(analyzed(capsys, *chosen)).test.num_samples == 5
+    header = (folder / "o/layers.csv").read_text().splitlines()[0]
+    assert "test_probe_accuracy" in header
+    assert main(["analyze", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "tested on others.tsv (5 sentences" in text
+    assert "probe, test" in text
+    assert "neural collapse at the input of 'head'" in text
+
+
+def test_test_images_are_scaled_as_the_others(folder, capsys):
+    from PIL import Image
+
+    for split, brightness in (("train", 90), ("held_out", 190)):
+        for name in ("cat", "dog") if split == "train" else ("dog",):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(3):
+                image = Image.new("L", (9, 9), brightness + 9 * index + (name == "dog"))
+                image.putpixel((index, 2), 0)
+                image.save(folder / split / name / f"{index}.png")
+    flags = ("--data", "image-folder", "--data-dir", "train", "--image-size", "8")
+    result = analyzed(capsys, "squeezenet1_1", *flags, "--test-data", "held_out")
+    report = only_report(result)
+    assert report.test.num_samples == 3
+    assert report.class_names == ["cat", "dog"]
+    # Normalised by its own statistics, the brighter set would look like the other.
+    assert report.test.layers[0].ncc_accuracy is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--test-data", "digits"), "test_data is 'digits', the data that are measured"),
+        (("--test-data", "nothing.tsv"), "nothing.tsv is not a file"),
+        (("--test-data", "nowhere"), "test_data is 'nowhere', expected digits"),
+        (("--test-data", "others.tsv"), "test_data has the classes good, expected some of data"),
+        (("--test-data", "orthogonal"), "test_data has samples of shape"),
+    ],
+)
+def test_test_data_that_do_not_fit(folder, flags, message, capsys):
+    (folder / "others.tsv").write_text("good\tyes\n")
+    assert main(["analyze", "own_models:cnn", *DIGITS, *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_flags_reach_the_measurement(capsys):
     flags = ("--layers", "0", "--layers", "2", "--reduce", "flatten", "--weighting", "prior")
     more = ("--corrected", "--jackknife", "--dtype", "float64", "--batch-size", "7")

@@ -74,6 +74,26 @@ def test_every_process_measures_its_share(folder, analyze, size):
     assert names[0] == names[1]
 
 
+def test_every_process_scores_its_share_of_the_test_data(folder, analyze):
+    for name, words in (("train", "aabbab"), ("test", "abab")):
+        lines = [f"{'good' if w == 'b' else 'bad'}\t{w * (3 + i)}\n" for i, w in enumerate(words)]
+        (folder / f"{name}.tsv").write_text("".join(lines))
+    flags = ["--data", "train.tsv", "--test-data", "test.tsv", *FLAGS]
+    arguments = ["own_models:Sentences", *flags]
+    assert main(["analyze", *arguments, "--out", "alone"]) == 0
+    (_, status, _, err), *_ = analyze(3, *arguments, "--out", "together")
+    assert (status, err) == (0, "")
+    found, expected = (
+        LayerReport.from_dict(json.loads((folder / name / "report.json").read_text()))
+        for name in ("together", "alone")
+    )
+    assert_like(found.test, expected.test)
+    assert found.test.num_samples == 4
+    for name in ("classifier", "ncc_mismatch", "model_accuracy"):
+        collapse, wanted = found.test.neural_collapse, expected.test.neural_collapse
+        assert getattr(collapse, name) == getattr(wanted, name)
+
+
 def test_more_processes_than_samples(folder, analyze):
     arguments = [*("own_models:cnn", "--data", "digits", "--samples-per-class", "1")]
     (_, status, out, err), *_ = analyze(3, *arguments, "--classes", "2", "--accuracy")
