@@ -24,6 +24,9 @@ TILE_ENTRIES = 1 << 22
 
 EPS = torch.finfo(torch.float64).eps
 
+# Lengths whose squares lose nothing below the smallest float64.
+_SMALL = 1e-140
+
 
 class Span(NamedTuple):
     """The singular values (r,) and right singular vectors (r, d) of means, without rounding."""
@@ -78,6 +81,18 @@ def present_means(s: ClassScatter, present: Tensor) -> Tensor:
 def triangular(rows: Tensor) -> Tensor:
     """Return rows (P, d), or, of more than d of them, their factor R (d, d), R'R = rows'rows."""
     return torch.linalg.qr(rows, mode="r").R if rows.shape[0] > rows.shape[1] else rows
+
+
+def frobenius_norm(entries: Tensor) -> float:
+    """Return |X|_F of a matrix or vector, also where the squares of its entries leave float64."""
+    dims = tuple(range(entries.ndim))
+    norm = float(torch.linalg.vector_norm(entries, dim=dims))
+    if _SMALL < norm < math.inf:
+        return norm
+    largest = float(entries.abs().max())
+    if not 0.0 < largest < math.inf:
+        return norm
+    return largest * float(torch.linalg.vector_norm(entries / largest, dim=dims))
 
 
 def span_of_means(centered: Tensor, classes: int, rounding: float) -> Span | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deeprep.base.validate import check_positive, require
 from deeprep.metrics import undefined
+from deeprep.metrics.class_means import frobenius_norm
 from deeprep.metrics.decompositions import Decompositions
 from deeprep.state import ClassScatter
 
@@ -72,12 +73,12 @@ def participation_ratio(s: ClassScatter | Decompositions | Tensor) -> float:
     1.219512195122
     """
     if isinstance(s, Tensor):
-        total, norm = float(s.sum()), float(torch.linalg.vector_norm(s))
+        total, norm = float(s.sum()), frobenius_norm(s)
     else:
         parts = Decompositions.of(s)
         if not parts.are_finite("participation_ratio", at_least=1):
             return math.nan
-        total, norm = float(parts.total.trace()), float(torch.linalg.matrix_norm(parts.total))
+        total, norm = float(parts.total.trace()), frobenius_norm(parts.total)
     return (total / norm) ** 2 if norm else 0.0
 
 

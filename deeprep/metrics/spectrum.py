@@ -263,8 +263,8 @@ def noise_of_scatter(pooled: Tensor, unit_roundoff: float, scatter: Tensor) -> f
     eigendecomposition of ``scatter`` (d, d), the sum, cost a few units of float64. The errors
     measured in S are 0.1 to 3 units of |S|_F in the spectral norm, on features of any rank.
     """
-    norms = torch.linalg.matrix_norm(pooled), torch.linalg.matrix_norm(scatter)
-    return 4.0 * unit_roundoff * float(norms[0]) + 8.0 * class_means.EPS * float(norms[1])
+    norms = class_means.frobenius_norm(pooled), class_means.frobenius_norm(scatter)
+    return 4.0 * unit_roundoff * norms[0] + 8.0 * class_means.EPS * norms[1]
 
 
 def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> Tensor:

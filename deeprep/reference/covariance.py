@@ -37,7 +37,10 @@ def participation_ratio(
     1.0
     """
     values = covariance_eigenvalues(features, labels, ignore_index=ignore_index)
-    return float(values.sum() ** 2 / np.square(values).sum()) if values.any() else 0.0
+    if not values.any():
+        return 0.0
+    values = values / values[0]  # whose squares might leave float64
+    return float(values.sum() ** 2 / np.square(values).sum())
 
 
 def alpha_req(

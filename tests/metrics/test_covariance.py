@@ -145,3 +145,20 @@ def test_nonfinite_features():
 def test_a_range_that_is_none(first, last):
     with pytest.raises(ValueError, match=r"first is 0|last is \d+, expected at least first \+ 2"):
         metrics.alpha_req(torch.ones(20), first, last)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_no_scale_of_float64_features_is_too_small_or_too_large(scale):
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((60, 20)), np.arange(60) % 3
+    usual, scaled = state(features, labels), state(scale * features, labels)
+    names = ("participation_ratio", "alpha_req", "h_score", "vci", "numerical_rank", "rankme")
+    for name in names:
+        expected = getattr(metrics, name)(usual)
+        assert getattr(metrics, name)(scaled) == pytest.approx(expected, rel=1e-9), name
+        found = getattr(reference, name)(scale * features, labels)
+        assert found == pytest.approx(expected, rel=1e-9), name
+    values = metrics.covariance_eigenvalues(scaled)
+    assert metrics.participation_ratio(values) == pytest.approx(
+        metrics.participation_ratio(usual), rel=1e-9
+    )
