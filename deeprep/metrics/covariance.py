@@ -123,7 +123,7 @@ def alpha_req(s: ClassScatter | Decompositions | Tensor, first: int = 11, last: 
     """
     first, last = check_positive("first", first), check_positive("last", last)
     require("last", last, last >= first + _FITTED - 1, f"at least first + {_FITTED - 1}")
-    values = s if isinstance(s, Tensor) else _eigenvalues(s, "alpha_req")
+    values = s.double() if isinstance(s, Tensor) else _eigenvalues(s, "alpha_req")
     if bool(values.isnan().any()):
         return math.nan
     positive = int(torch.count_nonzero(values))

@@ -162,3 +162,11 @@ def test_no_scale_of_float64_features_is_too_small_or_too_large(scale):
     assert metrics.participation_ratio(values) == pytest.approx(
         metrics.participation_ratio(usual), rel=1e-9
     )
+
+
+def test_a_spectrum_may_be_float32():
+    values = torch.arange(1, 200, dtype=torch.float32) ** -1.5
+    assert metrics.alpha_req(values) == pytest.approx(1.5, rel=1e-6)
+    assert metrics.participation_ratio(values) == pytest.approx(
+        metrics.participation_ratio(values.double()), rel=1e-6
+    )
