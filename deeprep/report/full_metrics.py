@@ -42,10 +42,12 @@ def measure_full(
         return {}
     if chosen is None and min(s.num_samples - 1, s.num_features) < _FEWEST_FOR_ALPHA:
         names.remove("alpha_req")
-    if s.nonfinite_classes:  # of which there is a note already
-        return {name: None if name == "numerical_rank" else math.nan for name in names}
     if found < 2:
         names = [name for name in names if name not in _OF_CLASSES]
+    if s.nonfinite_classes:
+        for name in names if found < 2 else ():  # of more classes there is a note already
+            undefined.is_finite(s, name)
+        return {name: None if name == "numerical_rank" else math.nan for name in names}
     parts = metrics.Decompositions(s)
     values: dict[str, Any] = {
         name: defined(notes, getattr(metrics, name), parts)

@@ -265,3 +265,16 @@ def test_a_mean_without_direction_leaves_the_centered_pairs():
     assert len(layer.closest_pairs) == 3
     message = "closest_pairs_centered is nan: the centred means of 1 class (1) are zero"
     assert any(message in note for note in notes)
+
+
+def test_one_class_that_is_not_finite_has_a_note_that_says_so():
+    s = deeprep.class_scatter(torch.randn(40, 20), torch.zeros(40, dtype=torch.int64), full=True)
+    s.update(torch.full((1, 20), math.nan), torch.tensor([0]))
+    layer, notes = measure(s)
+    assert layer.vci is layer.h_score is layer.nc1 is layer.numerical_rank is None
+    assert math.isnan(layer.participation_ratio)
+    assert math.isnan(layer.rankme)
+    assert len(notes) == 2
+    assert notes[1].startswith("layer 'layer': participation_ratio, alpha_req, numerical_rank, ")
+    assert notes[1].endswith(" are nan: the features of 1 class (0) hold NaN or Inf")
+    assert len(measure(s, metrics=["vci"])[1]) == 1
