@@ -169,7 +169,7 @@ def _of_classes(
     if found < s.num_classes:  # the state warns of them but once
         notes.append(left_out(s.num_classes - found, s.num_classes, min_count))
     affordable = found**2 * s.num_features <= PAIR_WORK
-    names = _chosen_of_classes(s, found, affordable, chosen, notes)
+    names = _chosen_of_classes(affordable, chosen, notes)
     if not undefined.is_finite(s, "every metric"):
         return dict.fromkeys((*ALWAYS, *names), math.nan)
     spanned = _in_span_of_means(s, present) if names else s
@@ -189,20 +189,15 @@ def _of_classes(
 
 
 def _chosen_of_classes(
-    s: ClassScatter,
-    classes: int,
-    affordable: bool,
-    chosen: frozenset[str] | None,
-    notes: list[str],
+    affordable: bool, chosen: frozenset[str] | None, notes: list[str]
 ) -> list[str]:
     if chosen is not None:
         return [name for name in (*_OF_PAIRS, *_OF_MEANS) if name in chosen]
     if affordable:
         return [*_OF_PAIRS, *_OF_MEANS]
     notes.append(
-        f"{are(_OF_PAIRS)} left out: to compare all pairs of classes takes K^2 d = "
-        f"{classes**2 * s.num_features:.1e} products, more than {PAIR_WORK:.0e}; "
-        "metrics=[...] with their names has them"
+        f"{are(_OF_PAIRS)} left out: to compare all pairs of classes takes K^2 d products, here "
+        f"more than {PAIR_WORK:.0e}; metrics=[...] with their names has them"
     )
     return list(_OF_MEANS)
 

@@ -9,6 +9,8 @@ from deeprep.base.validate import UndefinedStatisticError
 
 Value = TypeVar("Value")
 
+_LAYERS_NAMED = 5
+
 NO_SAMPLES = "no samples: there was no batch, or every label was ignored"
 ONE_CLASS = "one class with samples: nothing that compares two classes is defined"
 
@@ -61,16 +63,26 @@ def merged(notes: Sequence[str]) -> list[str]:
 
 
 def of_layers(notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say which layer each note is of, and once what is said of all of several.
+    """Say each note once, and of which layers it is.
 
     >>> of_layers({"conv": ["one class"], "fc": ["one class", "no spread"]})
     ['all layers: one class', "layer 'fc': no spread"]
+    >>> of_layers({"conv": ["wide"], "relu": ["wide"], "fc": []})
+    ["layers 'conv', 'relu': wide"]
     """
-    layers = [set(own) for own in notes.values()]
-    common = set.intersection(*layers) if len(layers) > 1 else set()
-    told = (
-        f"all layers: {note}" if note in common else f"layer {name!r}: {note}"
-        for name, own in notes.items()
-        for note in own
-    )
-    return list(dict.fromkeys(told))
+    layers: dict[str, list[str]] = {}
+    for name, own in notes.items():
+        for note in dict.fromkeys(own):
+            layers.setdefault(note, []).append(name)
+    return [f"{_named(names, len(notes))}: {note}" for note, names in layers.items()]
+
+
+def _named(layers: Sequence[str], of: int) -> str:
+    """Name layers, of so many; of more than a line takes, the first ones."""
+    if len(layers) == 1:
+        return f"layer {layers[0]!r}"
+    if len(layers) == of:
+        return "all layers"
+    listed = ", ".join(map(repr, layers[:_LAYERS_NAMED]))
+    more = len(layers) - _LAYERS_NAMED
+    return f"layers {listed}" + (f" and {more} more" if more > 0 else "")

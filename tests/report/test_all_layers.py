@@ -9,6 +9,7 @@ import torch
 
 import deeprep
 from deeprep import LayerReport
+from deeprep.report import layer_metrics
 
 
 def test_what_holds_for_all_layers_is_said_once():
@@ -48,3 +49,18 @@ def test_the_law_of_equi_separation_is_fitted():
     assert len(LayerReport.from_scatters(states, metrics=()).summary().splitlines()) == 2
     for name in ("fuzziness", "VCI", "LiDAR", "H-score", "part. ratio"):
         assert name in report._repr_html_()
+
+
+def test_what_holds_for_several_layers_is_said_once(monkeypatch):
+    monkeypatch.setattr(layer_metrics, "PAIR_WORK", 100.0)
+    labels = torch.arange(40) % 4
+    states = {
+        f"l{width}": deeprep.class_scatter(torch.randn(40, width), labels) for width in range(3, 14)
+    }
+    warnings = LayerReport.from_scatters(states).warnings
+    assert len(warnings) == 1
+    assert warnings[0].startswith("layers 'l7', 'l8', 'l9', 'l10', 'l11' and 2 more: cdnv, ")
+    wide = {name: states[name] for name in ("l7", "l8")}
+    assert LayerReport.from_scatters(wide).warnings[0].startswith("all layers: cdnv, ")
+    some = {name: states[name] for name in ("l3", "l7", "l8")}
+    assert LayerReport.from_scatters(some).warnings[0].startswith("layers 'l7', 'l8': cdnv, ")
