@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 
 from deeprep.base.ranks import Ranks
 from deeprep.base.torchrun import together
+from deeprep.base.validate import UndefinedStatisticError
 from deeprep.metrics import class_means, undefined
 from deeprep.metrics.classifier import LinearProbe, check_ridge, solve
 from deeprep.metrics.collapse import (
@@ -168,6 +169,30 @@ class ShardedClassScatter:
     def within(self) -> Tensor:
         """Sigma_W = S / N, (d, d) float64."""
         return self.pooled_scatter / self.num_samples
+
+    def with_min_count(self, min_count: int) -> ShardedClassScatter:
+        """Return the state of the classes with that many samples, as `ClassScatter.with_min_count`.
+
+        Raises
+        ------
+        UndefinedStatisticError
+            Where no class of any process has so many.
+        ValueError, TypeError
+            For a min_count below 1, or that is no whole number.
+        """
+        share = self.share.with_min_count(min_count)
+        is_few = self.share.counts > share.counts
+        # Of every rank: whether it leaves out a class, one with a part in S, and keeps a sample.
+        found = self._ranks.gather(
+            (bool(is_few.any()), bool(self.share.sumsq[is_few].any()), share.num_samples > 0)
+        )
+        leaves_out, has_part, keeps = (any(flags) for flags in zip(*found, strict=True))
+        if not keeps:
+            raise UndefinedStatisticError(f"no class of any process has {min_count} samples")
+        if not leaves_out:
+            return self
+        pooled = None if has_part else self._upper_scatter
+        return ShardedClassScatter(share, self.num_classes, self._ranks, pooled)
 
     def trace_between(self, weighting: Weighting = "uniform", corrected: bool = False) -> float:
         """Tr Sigma_B = sum_k w_k |mu_k - mu_G|^2, as `ClassScatter.trace_between`.

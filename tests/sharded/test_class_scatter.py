@@ -66,6 +66,32 @@ def check_shards(rank, size):
     assert [k for begin, end in shares for k in range(begin, end)] == list(range(23))
 
 
+def check_min_count(rank, size):
+    generator = torch.Generator().manual_seed(5)
+    counts = torch.tensor([9, 1, 0, 3, 12, 1, 20, 7])
+    labels = torch.arange(8).repeat_interleave(counts)[torch.randperm(53, generator=generator)]
+    features = torch.randn(53, 3, generator=generator, dtype=torch.float64) + labels.unsqueeze(1)
+    begin, end = cuts(53, size, rank)
+    whole = class_scatter(features, labels, 8, full=True)
+    own = ClassScatter(8, 3, full=True)
+    own.update(features[begin:end], labels[begin:end])
+    sharded = reduce_scatter(own)
+    assert sharded.with_min_count(1) is sharded
+    for min_count in (2, 4):
+        left, wanted = sharded.with_min_count(min_count), whole.with_min_count(min_count)
+        assert left.num_samples == wanted.num_samples
+        assert left.compression() == pytest.approx(deeprep.compression(wanted), rel=1e-12)
+        assert left.discrimination() == pytest.approx(deeprep.discrimination(wanted), rel=1e-12)
+        assert left.full == wanted.full == (min_count == 2)  # single samples have no part in S
+        if left.full:
+            assert left.nc1() == pytest.approx(deeprep.metrics.nc1(wanted), rel=1e-10)
+    assert sharded.num_samples == 53
+    with pytest.raises(deeprep.UndefinedStatisticError, match="no class of any process has 21"):
+        sharded.with_min_count(21)
+    with pytest.raises(ValueError, match="min_count is 0"):
+        sharded.with_min_count(0)
+
+
 def check_shards_that_are_not_ordinary(rank, size):
     s = ClassScatter(size, 2)
     with pytest.raises(deeprep.UndefinedStatisticError, match="no process has seen a sample"):
@@ -206,7 +232,12 @@ def check_full_shards_that_are_not_ordinary(rank, size):
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_rank_gets_the_numbers_of_the_whole(run_ranks, size):
     """Cases share processes, because starting these takes longer than all of them."""
-    checks = [check_shards, check_full_shards, check_errors_of_the_first_process]
+    checks = [
+        check_shards,
+        check_full_shards,
+        check_errors_of_the_first_process,
+        check_min_count,
+    ]
     if size > 1:
         checks += [check_shards_that_are_not_ordinary, check_full_shards_that_are_not_ordinary]
     exit_codes, failures = run_ranks(run_checks, size, checks)
