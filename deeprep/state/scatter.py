@@ -37,7 +37,7 @@ class ClassScatter(Accumulator):
     num_classes, num_features
         K and d, at least 1.
     full
-        Also accumulate S, which nc1, the ranks and the linear probe need.
+        Also accumulate S, which nc1, vci, the ranks, the linear probe and others need.
     device
         Where the state lives, the CPU by default, and where features must be; a CUDA state takes
         features in host memory too and streams them there.
