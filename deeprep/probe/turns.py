@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from deeprep.base.machine import free_memory
 from deeprep.base.validate import check_positive
 from deeprep.base.warn import warn
 from deeprep.report import LayerReport
@@ -21,8 +21,6 @@ from deeprep.sharded import plan
 # of the model on one batch.
 MANY_CLASSES = 8192
 _TOLD_BYTES = 2**30
-
-_MEMINFO = Path("/proc/meminfo")
 
 
 class LayerSize(NamedTuple):
@@ -140,9 +138,7 @@ def available_memory(device: torch.device) -> int | None:
         # What torch keeps for itself is free to it too.
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
-    lines = _MEMINFO.read_text().splitlines() if _MEMINFO.is_file() else []
-    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return next((1024 * int(kibibytes) for kibibytes in found), None)
+    return free_memory()
 
 
 def _show(number: int) -> str:
