@@ -112,8 +112,8 @@ def analyze(
     Raises
     ------
     ValueError, TypeError
-        On an empty loader, on a one-shot one where it is iterated twice, on a layer whose features
-        do not fit, and for a `classifier` that is no module of the model.
+        On an empty loader, on a one-shot one where it is iterated more than once, on a layer whose
+        features do not fit, and for a `classifier` that is no module of the model.
 
     Examples
     --------
@@ -133,19 +133,29 @@ def analyze(
     """
     options = report_options(options, **changes)
     choose_metrics(options.metrics, full=full is not False)
+    if max_memory is not None:
+        check_positive("max_memory", max_memory)
+    in_turns = {"leave out max_memory": max_memory is not None}
     passes = [loader] * (1 + accuracy)
     if test_loader is not None:
-        check_loader(test_loader, passes=1 + (max_memory is not None), name="test_loader")
+        check_loader(test_loader, in_turns, "test_loader")
         if not all_reduce:  # a process may well have no share
             check_not_empty(test_loader, "test_loader")
         passes.append(test_loader)
         ridge = "auto" if ridge is None else ridge
     to_count = isinstance(labels, TokenLabels) and labels.needs_counts
-    check_loader(loader, passes=1 + (accuracy or to_count or max_memory is not None))
+    again = {"pass accuracy=False": accuracy, "give the labels their counts": to_count, **in_turns}
+    check_loader(loader, again)
     if isinstance(labels, TokenLabels) and labels.most_frequent is not None:
         if to_count:
             counts = token_counts(loader, labels.which, ignore_index=ignore_index)
-            labels = replace(labels, counts=all_reduced(counts, group) if all_reduce else counts)
+            counts = all_reduced(counts, group) if all_reduce else counts
+            if not counts.any():
+                raise ValueError(
+                    f"loader gave no position with a {labels.which.replace('-', ' ')}, expected "
+                    "one at least"
+                )
+            labels = replace(labels, counts=counts)
         if options.class_names is None:
             options = replace(
                 options, class_names=[f"token {t}" for t in labels.class_tokens.tolist()]
@@ -183,7 +193,6 @@ def _turns(
     probe: LayerProbe, loader: Iterable[Any], max_memory: int, all_reduce: bool, group: Any
 ) -> list[list[str] | None]:
     """The layers of each pass, in all processes those of the first that has a batch."""
-    check_positive("max_memory", max_memory)
     sizes = next((probe.layer_sizes(batch) for batch in loader), {})
     if all_reduce:
         found = Ranks.of(group, "analyze").gather(sizes)

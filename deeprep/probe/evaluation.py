@@ -62,8 +62,19 @@ def to_device(value: Any, device: torch.device | None) -> Any:
     return value
 
 
-def check_loader(loader: Any, passes: int = 1, name: str = "loader") -> None:
-    """Check that a loader gives batches, and can do so as often as the model is to run.
+def check_loader(
+    loader: Any, again: Mapping[str, bool] | None = None, name: str = "loader"
+) -> None:
+    """Check that a loader gives batches, and can do so more than once where it must.
+
+    Parameters
+    ----------
+    loader
+        What to check.
+    again
+        What to do so that it need not be run through again -> whether it must for want of that.
+    name
+        What an error calls the loader.
 
     Raises
     ------
@@ -76,10 +87,11 @@ def check_loader(loader: Any, passes: int = 1, name: str = "loader") -> None:
     iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if not iterable or isinstance(loader, str | Mapping | Tensor):
         raise TypeError(f"{name} is {kind}, expected an iterable of (inputs, labels) batches")
-    if passes > 1 and hasattr(loader, "__next__"):
+    advice = [what for what, needed in (again or {}).items() if needed]
+    if advice and hasattr(loader, "__next__"):
         raise ValueError(
             f"{name} is a one-shot iterator, expected an iterable that can be run through twice "
-            "(a list or a DataLoader); or pass accuracy=False"
+            f"(a list or a DataLoader); or {' and '.join(advice)}"
         )
 
 

@@ -210,6 +210,16 @@ def test_most_frequent_tokens():
     assert (everything.num_classes, everything.num_samples) == (3, 9)
 
 
+def test_the_most_frequent_tokens_of_no_or_one_pass_are_not_known():
+    labels = TokenLabels(most_frequent=2)
+    for nothing in ([], [torch.tensor([[3], [4]])]):
+        with pytest.raises(ValueError, match="loader gave no position with a next token"):
+            deeprep.analyze(Causal(), nothing, labels=labels)
+    one_shot = iter([torch.tensor([[3, 4]])])
+    with pytest.raises(ValueError, match="; or give the labels their counts$"):
+        deeprep.analyze(Causal(), one_shot, labels=labels)
+
+
 @pytest.mark.parametrize(
     "classes", [{2: 1, 5: 0, 7: 1}, torch.tensor([-1, -1, 1, -1, -1, 0, -1, 1, -1])]
 )

@@ -91,8 +91,11 @@ def test_limits_that_are_none():
         deeprep.analyze(make_model(), LOADER, 3, max_memory=1.5)
     with pytest.raises(ValueError, match="max_memory is 100, expected at least the 192 bytes"):
         deeprep.analyze(make_model(), LOADER, 3, max_memory=100)
-    with pytest.raises(ValueError, match="one-shot iterator"):
+    with pytest.raises(ValueError, match=r"one-shot iterator.*; or leave out max_memory$"):
         deeprep.analyze(make_model(), iter(LOADER), 3, max_memory=10**6)
+    both = "; or pass accuracy=False and leave out max_memory$"
+    with pytest.raises(ValueError, match=both):
+        deeprep.analyze(make_model(), iter(LOADER), 3, accuracy=True, max_memory=10**6)
     with pytest.raises(ValueError, match="gave no batch"):
         deeprep.analyze(make_model(), [], 3, max_memory=10**6)
 
