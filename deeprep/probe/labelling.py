@@ -84,17 +84,17 @@ class Labelling:
         """
         if self._tokens is not None:
             return self._tokens.classes(inputs, labels, mask)
-        self.check(inputs, labels)
+        self.check(inputs, labels, mask)
         return labels
 
     def of_ids(self, labels: Any, mask: Mask | None) -> Any:
         """The same where there are no inputs, but labels alone: of tokens, their ids."""
         return labels if self._tokens is None else self._tokens.classes(labels, None, mask)
 
-    def check(self, inputs: Any, labels: Any) -> None:
+    def check(self, inputs: Any, labels: Any, mask: Mask | None = None) -> None:
         """Raise where a loader's own labels are its `input_ids`; on a first batch that tells."""
         if self._tokens is None and self._are_input_ids is None:
-            self._are_input_ids = are_input_ids(inputs, labels, self._ignore_index)
+            self._are_input_ids = are_input_ids(inputs, labels, mask, self._ignore_index)
 
     def look_at(self, inputs: Any) -> None:
         """Find out on the first batch, which has run, whether the model reads what it predicts."""

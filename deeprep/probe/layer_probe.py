@@ -222,7 +222,7 @@ class LayerProbe:
         3
         """
         targets = self._labelling.of_ids(labels, mask)
-        check = partial(self._labelling.check, labels=labels)
+        check = partial(self._labelling.check, labels=labels, mask=mask)
         self._collapse.is_whole = False
         return self._hooks.batch(targets, mask, self._update, check)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,11 +123,14 @@ class TokenLabels:
             return table.index_copy_(0, tokens, torch.arange(len(tokens)))
         if not isinstance(self.classes, Mapping):
             return _integers("classes", self.classes, "(V,) classes of tokens").clamp(min=-1)
+        for token, number in self.classes.items():
+            if not all(_is_whole(each) and each >= 0 for each in (token, number)):
+                raise ValueError(
+                    f"classes holds {token!r}: {number!r}, expected whole numbers from 0 on"
+                )
         table = torch.full((max(self.classes, default=0) + 1,), -1)
         for token, number in self.classes.items():
-            if token < 0 or number < 0:
-                raise ValueError(f"classes holds {token}: {number}, expected numbers from 0 on")
-            table[token] = number
+            table[token] = int(number)
         return table
 
 
@@ -176,6 +180,10 @@ def all_reduced(counts: Tensor, group: Any) -> Tensor:
     size = ranks.maximum(len(counts))
     totals = ranks.sum(nn.functional.pad(counts, (0, size - len(counts))).tolist())
     return torch.tensor(totals, dtype=torch.float64).long()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _integers(name: str, values: Any, what: str) -> Tensor:

@@ -53,6 +53,7 @@ class TokenTargets:
     ) -> None:
         self.which = which
         self.were_shifted = False
+        self._come_shifted = False  # the loader's labels
         self._ignore_index = ignore_index
         self._is_whole = is_whole
         self._table = table
@@ -73,8 +74,10 @@ class TokenTargets:
                 f"input_ids holds {int(tokens.max())}, expected tokens below {beyond}, the length "
                 "of classes"
             )
+        # Negative ids stand for what is no token, such as the patches of an image.
+        known = kept & (tokens >= 0)
         table = self._table.to(tokens.device)
-        return table[tokens.clamp(0, beyond)].masked_fill(~kept, self._ignore_index)
+        return table[tokens.clamp(0, beyond)].masked_fill(~known, self._ignore_index)
 
     def tokens(self, inputs: Any, given: Any, mask: Any) -> Tensor:
         """The token that labels each position, (N, T) int64, `ignore_index` where there is none.
@@ -101,9 +104,13 @@ class TokenTargets:
         if ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(ids.shape)}, expected (N, T)")
         named = inputs if isinstance(inputs, Mapping) else {}
-        numbers = _sequence_numbers(named.get("attention_mask") if mask is None else mask, ids)
+        if mask is None:
+            mask = named.get("attention_mask")
+            _check_no_mask_by_position(inputs, ids)
+        numbers = _sequence_numbers(mask, ids)
         ids, ignored = ids.long(), self._ignore_index
-        is_token = ids != ignored if numbers is None else (numbers != 0) & (ids != ignored)
+        # Where a mask tells, an ignored one is a token too: the last of a prompt has a next token.
+        is_token = ids != ignored if numbers is None else numbers != 0
         continues = is_token[:, 1:] & is_token[:, :-1] & _same_sequence(named, numbers, ids)
         tokens, is_shifted = ids, False
         if given is not None:
@@ -129,12 +136,16 @@ class TokenTargets:
             )
         labels = labels.long()
         any_value = labels == self._ignore_index
-        if bool((any_value | ~is_token | (labels == ids)).all()):
+        are_ids = bool((any_value | ~is_token | (labels == ids)).all())
+        follows = any_value[:, :-1] | ~continues | (labels[:, :-1] == ids[:, 1:])
+        are_shifted = self.which == "next-token" and bool(follows.all())
+        # Of a batch that may be either, such as one token over and over, as in batches before it.
+        if are_shifted and (not are_ids or self._come_shifted):
+            self._come_shifted |= not are_ids
+            return labels, True
+        if are_ids:
             self.were_shifted |= self.which == "next-token" and not bool(any_value.all())
             return labels, False
-        follows = any_value[:, :-1] | ~continues | (labels[:, :-1] == ids[:, 1:])
-        if self.which == "next-token" and bool(follows.all()):
-            return labels, True
         wanted = "these" if self.which == "current-token" else "these, or these shifted by one"
         raise ValueError(
             f"labels are other than the input_ids, expected {wanted}, or "
@@ -148,7 +159,7 @@ def split_tokens(batch: Any) -> tuple[Any, Any]:
         return batch, None
     if isinstance(batch, tuple | list) and len(batch) == 1:
         return batch[0], None
-    if isinstance(batch, Mapping) and "labels" not in batch:
+    if isinstance(batch, Mapping) and "labels" not in batch and "label" not in batch:
         return dict(batch), None
     return split_batch(batch)
 
@@ -162,8 +173,10 @@ def input_ids_of(inputs: Any) -> Tensor | None:
     return inputs if isinstance(inputs, Tensor) and inputs.dtype in INTEGERS else None
 
 
-def are_input_ids(inputs: Any, labels: Any, ignore_index: int) -> bool | None:
+def are_input_ids(inputs: Any, labels: Any, mask: Any, ignore_index: int) -> bool | None:
     """Whether labels of positions are just the `input_ids`; None: not to be told, all are skipped.
+
+    Those under a mask, by default the `attention_mask` of a mapping, may be anything.
 
     Raises
     ------
@@ -171,11 +184,16 @@ def are_input_ids(inputs: Any, labels: Any, ignore_index: int) -> bool | None:
         Where they are: these labels would be of the tokens that the positions themselves hold.
     """
     ids = input_ids_of(inputs)
-    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.dtype not in INTEGERS:
+    if ids is None or getattr(labels, "shape", None) != ids.shape or ids.ndim != 2:
         return False
-    if ids is None or ids.shape != labels.shape:
+    labels = validate.as_tensor("labels", labels)
+    if labels.dtype not in INTEGERS:
         return False
     skipped = labels == ignore_index
+    if mask is None and isinstance(inputs, Mapping):
+        mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == labels.shape:
+        skipped |= mask.to(labels.device) == 0
     if bool(skipped.all()):
         return None
     if bool((skipped | (labels == ids.to(labels.device))).all()):
@@ -184,6 +202,19 @@ def are_input_ids(inputs: Any, labels: Any, ignore_index: int) -> bool | None:
             "are, each position has the token that it holds; labels='current-token' measures that"
         )
     return False
+
+
+def _check_no_mask_by_position(inputs: Any, ids: Tensor) -> None:
+    """Raise where a tuple holds a mask beside the token ids, which would go unnoticed."""
+    for other in inputs[1:] if isinstance(inputs, tuple | list) else ():
+        if not isinstance(other, Tensor) or other.shape != ids.shape:
+            continue
+        is_zero = other == 0
+        if bool((is_zero | (other == 1)).all()) and 0 < int(is_zero.sum()) < is_zero.numel():
+            raise ValueError(
+                "inputs is a tuple that seems to hold a mask, expected it by name, as "
+                "{'input_ids': ..., 'attention_mask': ...}"
+            )
 
 
 def _sequence_numbers(mask: Any, ids: Tensor) -> Tensor | None:

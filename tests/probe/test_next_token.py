@@ -116,6 +116,38 @@ def test_labels_that_the_loss_ignores_are_left_out():
     answer = ids.masked_fill(torch.tensor([[True, True, True, False, False]]), IGNORED)
     probe = LayerProbe(Causal(), labels="next-token", layers=["first"])
     assert targets_in(probe, (ids, answer)) == [[IGNORED, IGNORED, 4, 5, IGNORED]]
+    # Also in a loop of one's own, where the mask tells a prompt from padding.
+    targets = TokenLabels().targets(IGNORED)
+    found = targets.classes(answer, None, torch.ones_like(ids))
+    assert found.tolist() == [[IGNORED, IGNORED, 4, 5, IGNORED]]
+    padded_left = torch.tensor([[0, 0, 0, 1, 1]])
+    found = targets.classes(answer, None, padded_left)
+    assert found.tolist() == [[IGNORED, IGNORED, IGNORED, 5, IGNORED]]
+
+
+def test_labels_that_may_be_shifted_or_not_are_what_those_before_them_were():
+    same, last = torch.tensor([[7, 7, 7]]), torch.tensor([[7, 7, IGNORED]])
+    single = torch.tensor([[5]])
+    shifted = TokenLabels().targets(IGNORED)
+    assert shifted.tokens(same[:, :2], torch.tensor([[7, 8]]), None).tolist() == [[7, 8]]
+    assert shifted.tokens(same, last, None).tolist() == [[7, 7, IGNORED]]
+    assert shifted.tokens(single, single, None).tolist() == [[5]]
+    assert not shifted.were_shifted
+    not_shifted = TokenLabels().targets(IGNORED)
+    assert not_shifted.tokens(same, last, None).tolist() == [[7, IGNORED, IGNORED]]
+    assert not_shifted.tokens(single, single, None).tolist() == [[IGNORED]]
+
+
+def test_a_mask_by_position_is_not_silently_left_out():
+    batch = padded(some_sequences(), "right")
+    ids, mask = batch.values()
+    with pytest.raises(ValueError, match="seems to hold a mask, expected it by name"):
+        deeprep.analyze(Causal(), [((ids, mask), ids)], labels="next-token")
+    whole = ids[:1], mask[:1]  # hides nothing
+    assert deeprep.analyze(Causal(), [(whole, None)], labels="next-token").num_samples == 7
+    with LayerProbe(Causal(), labels="next-token") as probe:
+        probe((ids, mask), None, mask)
+    assert probe.scatters["first"].num_samples == int(mask.sum()) - len(ids)
 
 
 @pytest.mark.parametrize("how", ["position_ids", "seq_idx", "attention_mask", "labels"])
@@ -142,14 +174,15 @@ def test_current_tokens_are_measured_where_that_is_asked_for():
     assert not probe.report().warnings or "shifted" not in str(probe.report().warnings)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_input_ids_are_never_taken_for_labels_silently(masked):
+@pytest.mark.parametrize("under_the_mask", [END, IGNORED, 0])
+def test_input_ids_are_never_taken_for_labels_silently(under_the_mask):
     batch = padded(some_sequences(), "right")
-    labels = batch["input_ids"].clone()
-    if masked:
-        labels[batch["attention_mask"] == 0] = IGNORED
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, under_the_mask)
     loader = [{**batch, "labels": torch.full_like(labels, IGNORED)}, {**batch, "labels": labels}]
     with pytest.raises(ValueError, match="labels are the input_ids, expected labels='next-token'"):
+        deeprep.analyze(Causal(), loader, VOCABULARY, reduce="tokens")
+    loader = [{**batch, "labels": labels.numpy()}]
+    with pytest.raises(ValueError, match="labels are the input_ids"):
         deeprep.analyze(Causal(), loader, VOCABULARY, reduce="tokens")
     with (
         LayerProbe(Causal(), VOCABULARY, reduce="tokens") as probe,
@@ -216,7 +249,7 @@ def test_the_most_frequent_tokens_of_no_or_one_pass_are_not_known():
         with pytest.raises(ValueError, match="loader gave no position with a next token"):
             deeprep.analyze(Causal(), nothing, labels=labels)
     one_shot = iter([torch.tensor([[3, 4]])])
-    with pytest.raises(ValueError, match="; or give the labels their counts$"):
+    with pytest.raises(ValueError, match=r"; or give the labels their counts$"):
         deeprep.analyze(Causal(), one_shot, labels=labels)
 
 
@@ -228,6 +261,13 @@ def test_tokens_without_a_class_are_ignored(classes):
     probe = LayerProbe(Causal(), labels=TokenLabels(classes=classes), layers=["first"])
     assert probe.num_classes == 2
     assert targets_in(probe, (ids, None)) == [[1, IGNORED, 1, 1, 0, IGNORED]]
+
+
+@pytest.mark.parametrize("classes", [{0: 0, 5: 1}, torch.tensor([0, 2, 2, 2, 2, 1])])
+def test_negative_ids_have_no_class(classes):
+    targets = TokenLabels(classes=classes).targets(IGNORED)
+    found = targets.classes(torch.tensor([[5, 0, -200, 5]]), None, None)
+    assert found.tolist() == [[0, IGNORED, 1, IGNORED]]
 
 
 def test_a_whole_vocabulary_of_classes_covers_every_token():
@@ -250,6 +290,8 @@ def test_a_whole_vocabulary_of_classes_covers_every_token():
         ({"classes": {}}, "classes holds no class"),
         ({"classes": torch.tensor([-1, -1])}, "classes holds no class"),
         ({"classes": {-1: 0}}, "classes holds -1: 0"),
+        ({"classes": {"the": 0}}, "classes holds 'the': 0, expected whole numbers"),
+        ({"classes": {1: 0.5}}, r"classes holds 1: 0\.5, expected whole numbers"),
         ({"classes": torch.eye(2)}, "classes has shape"),
     ],
 )
@@ -285,6 +327,9 @@ def test_contradictions_are_errors(transformers):
         deeprep.analyze(Causal(), [batch], labels="next-token")
     with pytest.raises(TypeError, match="inputs holds no input_ids"):
         deeprep.analyze(Causal(), [torch.rand(1, 3)], labels="next-token")
+    batch = {"input_ids": ids, "label": torch.tensor([3])}
+    with pytest.raises(ValueError, match="labels has shape"):
+        deeprep.analyze(Causal(), [batch], labels="next-token")
     config = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match="model has an encoder and a decoder"):
         LayerProbe(transformers.T5ForConditionalGeneration(config), labels="next-token")
