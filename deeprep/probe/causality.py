@@ -19,8 +19,9 @@ _ROUNDING = 8  # units in the last place of the largest number that are no depen
 def sees_later_tokens(model: nn.Module, inputs: Any) -> bool:
     """Whether the output at a sequence's first half changes with the tokens of its second half.
 
-    Runs the model twice on the first row of a batch. False, too, where that cannot be told: fewer
-    than two tokens, an output other than (N, T, C), or a model that does not take a single row.
+    Runs the model twice on the longest sequence of a batch. False, too, where that cannot be told:
+    fewer than two tokens, an output other than (N, T, C), a model that does not take a single row,
+    or one whose weights lie with several processes, all of which would have to run it as often.
 
     Parameters
     ----------
@@ -33,17 +34,21 @@ def sees_later_tokens(model: nn.Module, inputs: Any) -> bool:
     if ids is None or ids.ndim != 2 or ids.shape[1] < 2 or not ids.shape[0]:
         return False
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    row = ids[:1]
-    is_token = mask[0] != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else row[0] == row[0]
-    tokens = is_token.nonzero().flatten()
-    if len(tokens) < 2:
+    is_token = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        is_token = mask.to(ids.device) != 0
+    sample = int(is_token.sum(dim=1).argmax())
+    row, tokens = ids[sample : sample + 1], is_token[sample].nonzero().flatten()
+    if len(tokens) < 2 or _is_shared_out(model):
         return False
     middle = int(tokens[len(tokens) // 2])
     other = row.clone()
     other[:, middle:] = torch.where(row[:, middle:] > 0, row[:, middle:] - 1, row.max())
     kept = tokens[tokens < middle]
     try:
-        outputs = [_output(model, _with_row(inputs, ids, changed)) for changed in (row, other)]
+        outputs = [
+            _output(model, _with_row(inputs, ids, sample, changed)) for changed in (row, other)
+        ]
     except Exception:  # of any kind; the batch itself has just run
         return False
     if any(output.ndim != 3 or output.shape[1] != ids.shape[1] for output in outputs):
@@ -64,13 +69,19 @@ def _output(model: nn.Module, inputs: Any) -> Tensor:
     return feature_tensor(output, 1)
 
 
-def _with_row(value: Any, ids: Tensor, row: Tensor) -> Any:
-    """The inputs of the first sample alone, with other tokens."""
+def _is_shared_out(model: nn.Module) -> bool:
+    """Whether a forward is an affair of several processes: FSDP, or weights that are DTensors."""
+    wrapped = any("_fsdp_wrapped_module" in module._modules for module in model.modules())
+    return wrapped or any(hasattr(weight, "device_mesh") for weight in model.parameters())
+
+
+def _with_row(value: Any, ids: Tensor, sample: int, row: Tensor) -> Any:
+    """The inputs of one sample alone, with other tokens."""
     if value is ids:
         return row
     if isinstance(value, Mapping):
-        return {name: _with_row(each, ids, row) for name, each in value.items()}
+        return {name: _with_row(each, ids, sample, row) for name, each in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_with_row(each, ids, row) for each in value)
+        return type(value)(_with_row(each, ids, sample, row) for each in value)
     per_sample = isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(ids)
-    return value[:1] if per_sample else value
+    return value[sample : sample + 1] if per_sample else value

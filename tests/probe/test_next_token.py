@@ -411,6 +411,29 @@ def test_a_model_that_reads_ahead_is_told_of():
     assert not any("causal" in text for text in plain.warnings)
 
 
+def test_a_short_first_sequence_does_not_hide_it():
+    batch = padded([[END], [1, END], [3, 1, 4, 1, 5, END]], "right")
+    report = deeprep.analyze(Bidirectional(), [batch], labels="next-token")
+    assert any("model is not causal" in text for text in report.warnings)
+
+
+def test_a_model_whose_weights_lie_with_several_processes_runs_as_often_as_it_is_given_batches():
+    calls = []
+
+    class Gathering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._fsdp_wrapped_module = Bidirectional()
+
+        def forward(self, input_ids):
+            calls.append(len(input_ids))
+            return self._fsdp_wrapped_module(input_ids)
+
+    report = deeprep.analyze(Gathering(), [torch.tensor([[1, 2, 3]])] * 2, labels="next-token")
+    assert calls == [1, 1]
+    assert report.num_samples == 4
+
+
 def test_a_model_that_takes_no_single_row_is_measured_all_the_same():
     class Pairs(Causal):
         def forward(self, input_ids):
