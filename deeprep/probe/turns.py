@@ -15,6 +15,7 @@ from deeprep.base.machine import free_memory
 from deeprep.base.validate import check_positive
 from deeprep.base.warn import warn
 from deeprep.report import LayerReport
+from deeprep.report.notes import of_turns
 from deeprep.sharded import plan
 
 # From so many classes on, the memory is looked at before anything is allocated, which takes a run
@@ -118,13 +119,13 @@ def layers_in_turns(
 def one_report(reports: Sequence[LayerReport]) -> LayerReport:
     """The reports of all turns as one, layers numbered from 0."""
     layers = [layer for report in reports for layer in report.layers]
-    warnings = [warning for report in reports for warning in report.warnings]
+    told = [([layer.name for layer in r.layers], r.warnings) for r in reports]
     tests = [report.test for report in reports if report.test is not None]
     return dataclasses.replace(
         reports[0],
         test=one_report(tests) if tests else None,
         layers=[dataclasses.replace(layer, index=index) for index, layer in enumerate(layers)],
-        warnings=list(dict.fromkeys(warnings)),
+        warnings=of_turns(told),
     )
 
 

@@ -10,6 +10,7 @@ from deeprep.base.validate import UndefinedStatisticError
 Value = TypeVar("Value")
 
 _LAYERS_NAMED = 5
+_ALL = "all layers"
 
 NO_SAMPLES = "no samples: there was no batch, or every label was ignored"
 ONE_CLASS = "one class with samples: nothing that compares two classes is defined"
@@ -82,7 +83,34 @@ def _named(layers: Sequence[str], of: int) -> str:
     if len(layers) == 1:
         return f"layer {layers[0]!r}"
     if len(layers) == of:
-        return "all layers"
+        return _ALL
     listed = ", ".join(map(repr, layers[:_LAYERS_NAMED]))
     more = len(layers) - _LAYERS_NAMED
     return f"layers {listed}" + (f" and {more} more" if more > 0 else "")
+
+
+def of_turns(parts: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[str]:
+    """Say of the layers of several reports what one report of all of them would.
+
+    What a report says of several of its layers by name stays as it is.
+
+    Parameters
+    ----------
+    parts
+        (names of its layers, what it says) of each report.
+
+    >>> of_turns([(["conv", "fc"], ["all layers: one class"]), (["head"], ["no samples"])])
+    ['no samples', "layers 'conv', 'fc': one class"]
+    """
+    found: dict[str, list[str]] = {name: [] for layers, _ in parts for name in layers}
+    rest = []
+    for layers, told in parts:
+        owners = {_named([name], len(found)): [name] for name in layers} | {_ALL: layers}
+        for text in told:
+            whose = next((each for each in owners if text.startswith(f"{each}: ")), None)
+            if whose is None:
+                rest.append(text)
+                continue
+            for name in owners[whose]:
+                found[name].append(text.removeprefix(f"{whose}: "))
+    return [*dict.fromkeys(rest), *of_layers(found)]

@@ -83,6 +83,26 @@ def test_a_layer_that_does_not_run_is_named_once():
     assert sum("did not run" in text for text in report.warnings) == 1
 
 
+@pytest.mark.parametrize("states", [1, 2, 5])
+def test_turns_say_of_all_layers_what_one_pass_says(states):
+    one_class = [(inputs, torch.zeros_like(labels)) for inputs, labels in LOADER]
+    whole = deeprep.analyze(make_model(), one_class, 3, full=True)
+    assert len(whole.warnings) == 2
+    limit = states * state_bytes(3, LayerSize(6, True, CPU))
+    report = deeprep.analyze(make_model(), one_class, 3, full=True, max_memory=limit)
+    assert report == whole
+
+
+def test_what_is_said_of_one_turn_is_not_said_of_all():
+    model = make_model()
+    nn.init.constant_(model[2][0].weight, torch.nan)
+    whole = deeprep.analyze(model, LOADER, 3)
+    limit = 2 * state_bytes(3, LayerSize(6, False, CPU))
+    report = deeprep.analyze(model, LOADER, 3, max_memory=limit)
+    assert report.warnings == whole.warnings
+    assert whole.warnings
+
+
 def test_limits_that_are_none():
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="max_memory is"):
