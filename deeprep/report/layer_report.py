@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 import io
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deeprep.base.console import stdout_console
-from deeprep.report import formats, notes
+from deeprep.report import formats, notes, summaries
 from deeprep.report.layer_metrics import (
     LayerMetrics,
     LayerScores,
@@ -23,7 +23,7 @@ from deeprep.report.options import ReportKeywords, ReportOptions, report_options
 from deeprep.report.scalars import flat_scalars
 from deeprep.report.table import Content, html_table, rich_table
 from deeprep.state import ClassScatter, Weighting
-from deeprep.theory import LineFit, fit_line
+from deeprep.theory import LineFit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["LayerMetrics", "LayerReport"]
 
 _WARNINGS_SHOWN = 5
-_FITTED = 3  # points at least: a line meets two of them exactly, whatever they are
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,12 @@ class LayerReport:
     @property
     def compression_fit(self) -> LineFit | None:
         """Line through log10 C_l against l for the layers l >= 1; None below three points."""
-        return _fit(self.layers, "compression", math.log10, 0.0)
+        return summaries.fit(self.layers, "compression", math.log10, 0.0)
 
     @property
     def discrimination_fit(self) -> LineFit | None:
         """Line through D_l against l for the layers l >= 1; None below three points."""
-        return _fit(self.layers, "discrimination", float, -math.inf)
+        return summaries.fit(self.layers, "discrimination", float, -math.inf)
 
     @property
     def separation_fit(self) -> LineFit | None:
@@ -162,89 +161,23 @@ class LayerReport:
 
         The law of equi-separation (He, Su 2023) says that its `correlation` is near -1.
         """
-        return _fit(self.layers, "separation_fuzziness", math.log10, 0.0)
+        return summaries.fit(self.layers, "separation_fuzziness", math.log10, 0.0)
 
     def summary(self) -> str:
         """The fitted rates of C_l and D_l, with their R^2, or why there is none, a line each.
 
         And that of the separation fuzziness, where it was measured.
         """
-        compression, discrimination = self.compression_fit, self.discrimination_fit
-        if compression is None and discrimination is None:
-            return f"no rate of C_l or D_l: {self._why_no_fit()}"
-        few = "in fewer than three hidden layers"
-        lines = [f"no rate of C_l: it is positive and finite {few}"]
-        if compression is not None:
-            lines = [
-                f"compression    C_l is multiplied by {10**compression.slope:.3g} a layer "
-                f"(log C_l against l, l >= 1: R^2 = {compression.r_squared:.3f})"
-            ]
-        if discrimination is not None:
-            lines.append(
-                f"discrimination D_l changes by {discrimination.slope:+.3g} a layer "
-                f"(D_l against l, l >= 1: R^2 = {discrimination.r_squared:.3f})"
-            )
-        else:
-            lines.append(f"no rate of D_l: it is finite {few}")
-        separation = self.separation_fit
-        if separation is not None:
-            lines.append(
-                "fuzziness      Tr(SS_W SS_B^+) is multiplied by "
-                f"{10**separation.slope:.3g} a layer "
-                f"(its log against l, l >= 1: correlation = {separation.correlation:+.3f})"
-            )
-        return "\n".join(lines)
-
-    def _why_no_fit(self) -> str:
-        if self.num_samples == 0:
-            return notes.NO_SAMPLES
-        if all(layer.compression is layer.discrimination is None for layer in self.layers):
-            return notes.too_few(0 if self.num_measured_classes == 0 else 1, self.min_count)
-        hidden = len(self.layers) - 1
-        if hidden < _FITTED:
-            found = ("no hidden layer", "one hidden layer", "two hidden layers")[hidden]
-            return f"{found}, and a line needs three"
-        return "they are finite in fewer than three hidden layers"
+        return summaries.of_rates(self)
 
     @property
     def caption(self) -> str:
         """On what and how it was measured, in a line."""
-        measured = (
-            f", the {self.num_measured_classes} with {self.min_count} samples or more measured"
-        )
-        parts = [
-            f"{self.num_samples} samples, {self.num_classes} classes"
-            + (measured if self.min_count > 1 else ""),
-            f"Sigma_B with {self.weighting} weights"
-            + (", corrected for few samples" if self.corrected else ""),
-        ]
-        if any(layer.compression_error is not None for layer in self.layers):
-            parts.append("± standard error, jackknife over classes")
-        if any(layer.ncc_accuracy is not None for layer in self.layers):
-            parts.append("training accuracies: of the samples fitted to")
-        if self.test is not None:
-            ridge = any(layer.probe_ridge is not None for layer in self.test.layers)
-            parts.append(
-                f"test: {self.test.num_samples} other samples, by the same means and probes"
-                + ", whose ridge is chosen without them" * ridge
-            )
-        return "; ".join(parts)
+        return summaries.caption(self)
 
     def collapse_summary(self) -> str:
         """Lines about neural collapse at the input of the classifier; "" where nothing is known."""
-        found = self.neural_collapse
-        if found is None:
-            return ""
-        if found.classifier is None:
-            return f"no NC1 to NC4: {found.reasons.get('classifier', 'no classifier')}"
-        lines = [
-            f"neural collapse at the input of {found.classifier!r} (d = {found.num_features})",
-            *found.lines(),
-        ]
-        on_test = None if self.test is None else self.test.neural_collapse
-        if on_test is not None:
-            lines += on_test.lines("test: ")
-        return "\n".join(lines)
+        return summaries.of_collapse(self)
 
     def class_name(self, index: int) -> str:
         """Name of a class; its number where the report has no names."""
@@ -420,15 +353,6 @@ class LayerReport:
             Without pandas.
         """
         return formats.data_frame(self)
-
-
-def _fit(
-    layers: Sequence[LayerMetrics], name: str, scale: Callable[[float], float], above: float
-) -> LineFit | None:
-    """Line through a metric of the hidden layers, where it is finite and above a bound."""
-    values = [(layer.index, getattr(layer, name)) for layer in layers[1:]]
-    points = [(index, scale(v)) for index, v in values if v is not None and above < v < math.inf]
-    return fit_line(*zip(*points, strict=True)) if len(points) >= _FITTED else None
 
 
 def _check_class_names(names: Sequence[str] | None, num_classes: int) -> list[str] | None:
