@@ -13,8 +13,9 @@ from deeprep.base.validate import check_positive
 from deeprep.probe.classifier import ClassifierSelector
 from deeprep.probe.evaluation import Progress, check_loader, check_not_empty, counting
 from deeprep.probe.labelling import Labels
-from deeprep.probe.layer_probe import Full, LayerProbe
+from deeprep.probe.layer_probe import LayerProbe
 from deeprep.probe.layers import LayerSelector
+from deeprep.probe.passes import Full
 from deeprep.probe.reduce import Reduce
 from deeprep.probe.scores import Ridge
 from deeprep.probe.token_labels import TokenLabels, all_reduced, token_counts

@@ -6,41 +6,31 @@ once; no feature map outlives its update, so memory is K*d (plus d*d) a layer, n
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from deeprep.base import validate
 from deeprep.probe.classifier import Classifier, ClassifierSelector
 from deeprep.probe.collapse import CollapseProbe
-from deeprep.probe.evaluation import (
-    Progress,
-    check_loader,
-    counting,
-    evaluation_mode,
-    naming,
-)
-from deeprep.probe.hooks import INPUT, Consumer, LayerHooks
+from deeprep.probe.evaluation import Progress
+from deeprep.probe.hooks import LayerHooks
 from deeprep.probe.labelling import Labelling, Labels
 from deeprep.probe.layers import LayerSelector
+from deeprep.probe.passes import Full, NewStates, Passes, check_full
 from deeprep.probe.reduce import Reduce
+from deeprep.probe.reporting import report_of, why_silent
 from deeprep.probe.scores import Ridge, Scores
 from deeprep.probe.sequences import Mask
-from deeprep.probe.turns import MANY_CLASSES, LayerSize, check_memory
-from deeprep.report import LayerReport, LayerScores, ReportOptions
-from deeprep.report.options import ReportKeywords
+from deeprep.probe.turns import LayerSize
+from deeprep.report import LayerReport, ReportOptions
+from deeprep.report.options import ReportKeywords, report_options
 from deeprep.state import ClassScatter
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-FULL_UP_TO = 2048  # features: beyond, full="auto" finds the d x d scatter not worth its memory
-
-Full = bool | Literal["auto"]
 
 
 class LayerProbe:
@@ -153,8 +143,7 @@ class LayerProbe:
         labels: Labels = None,
         classifier: ClassifierSelector | None = "auto",
     ) -> None:
-        if full not in (True, False, "auto"):
-            raise ValueError(f"full is {full!r}, expected True, False or 'auto'")
+        check_full(full)
         self._labelling = Labelling(model, labels, num_classes, ignore_index)
         self.num_classes = self._labelling.num_classes
         self.full = full
@@ -162,7 +151,7 @@ class LayerProbe:
         self.scatters: dict[str, ClassScatter] = {}
         self.scores: Scores | None = None
         self.test_scores: Scores | None = None
-        self._model = model
+        self._states = NewStates(self.num_classes, full, ignore_index)
         self._hooks = LayerHooks(
             model,
             layers,
@@ -171,8 +160,9 @@ class LayerProbe:
             ignore_index=ignore_index,
         )
         self._collapse = CollapseProbe(
-            Classifier(model, classifier, self.num_classes, ignore_index), self._new_state
+            Classifier(model, classifier, self.num_classes, ignore_index), self._states.make
         )
+        self._passes = Passes(model, self._hooks, self._labelling, self._collapse, self._states)
 
     def __enter__(self) -> LayerProbe:
         self._hooks.__enter__()
@@ -258,7 +248,7 @@ class LayerProbe:
         >>> probe.scatters["input"].num_samples
         6
         """
-        self._pass(loader, progress, self._update)
+        self._passes.run(loader, progress, self._update, self.scatters)
 
     def score(
         self,
@@ -313,7 +303,8 @@ class LayerProbe:
             ridge = ridge if ridge is not None else "auto" if test else 0.0
             scores = Scores(self.scatters, ridge=ridge, test=test, entering=self._collapse.state)
         setattr(self, field, None)  # there are none of a pass that ended halfway
-        self._pass(loader, progress, scores.update, scores, name="test_loader" * test or "loader")
+        name = "test_loader" if test else "loader"
+        self._passes.run(loader, progress, scores.update, self.scatters, scores, name)
         setattr(self, field, scores)
         return scores
 
@@ -348,31 +339,14 @@ class LayerProbe:
         1.0
         """
         self._require_layers()
-        scores = None if self.scores is None else self.scores.result()
-        report = LayerReport.from_scatters(self.scatters, scores, options, **changes)
-        notes = [*self._labelling.notes, *map(_why_silent, self.silent_layers)]
-        if scores and all(found == LayerScores() for found in scores.values()):
-            notes.append("no accuracies: the loader of `score` gave no sample, or was used up")
-        return dataclasses.replace(
-            report,
-            warnings=[*notes, *report.warnings],
-            neural_collapse=self._collapse.measure(self.scores, report.min_count),
-        ).with_test(self._test_report(options, **changes))
-
-    def _test_report(
-        self, options: ReportOptions | None, **changes: Unpack[ReportKeywords]
-    ) -> LayerReport | None:
-        scores = self.test_scores
-        if scores is None:
-            return None
-        if not any(s.num_samples for s in scores.scatters.values()):
-            raise ValueError(
-                "test_loader gave no sample: no batch, or every label was ignored; expected one at "
-                "least"
-            )
-        report = LayerReport.from_scatters(scores.scatters, scores.result(), options, **changes)
-        collapse = self._collapse.measure(scores, report.min_count, test=True)
-        return dataclasses.replace(report, neural_collapse=collapse)
+        return report_of(
+            self.scatters,
+            self.scores,
+            self.test_scores,
+            self._collapse,
+            report_options(options, **changes),
+            [*self._labelling.notes, *map(why_silent, self.silent_layers)],
+        )
 
     @property
     def silent_layers(self) -> list[str]:
@@ -393,12 +367,7 @@ class LayerProbe:
         >>> probe.layer_sizes((torch.eye(4), torch.tensor([0, 0, 1, 1])))["input"].num_features
         4
         """
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(self._model))
-            if not self._hooks.attached:
-                stack.enter_context(self._hooks)
-            inputs, labels = self._labelling.split(batch)
-            return self._sizes(inputs, self._labelling.targets(inputs, labels))
+        return self._passes.layer_sizes(batch)
 
     def start_turn(self, layers: Collection[str]) -> None:
         """Start anew with these layers alone: names of `layer_sizes`, or of modules.
@@ -430,50 +399,6 @@ class LayerProbe:
             )
         self.scatters = self._collapse.all_reduce(self.scatters, group)
 
-    def _pass(
-        self,
-        loader: Iterable[Any],
-        progress: Progress,
-        consume: Consumer,
-        scores: Scores | None = None,
-        name: str = "loader",
-    ) -> None:
-        check_loader(loader, name=name)
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(self._model))
-            if not self._hooks.attached:
-                stack.enter_context(self._hooks)
-            stack.enter_context(self._collapse.watched())
-            advance = stack.enter_context(counting(progress, loader))
-            for batch in loader:
-                with naming(name):
-                    inputs, labels = self._labelling.split(batch, name)
-                    targets = self._labelling.targets(inputs, labels)
-                    if not self.scatters:
-                        self._check_memory(inputs, targets)
-                    output = self._hooks.run(inputs, targets, None, consume)
-                    self._collapse.update(output, targets, inputs, scores)
-                self._labelling.look_at(inputs)
-                advance()
-
-    def _check_memory(self, inputs: Any, targets: Tensor) -> None:
-        """Before there are states of many classes, see whether there is memory for them."""
-        if self.num_classes >= MANY_CLASSES:
-            check_memory(self.num_classes, self._sizes(inputs, targets))
-
-    def _sizes(self, inputs: Any, targets: Tensor) -> dict[str, LayerSize]:
-        sizes: dict[str, LayerSize] = {}
-
-        def note(layer: str, features: Tensor, labels: Tensor) -> None:
-            width = features.shape[1]
-            sizes.setdefault(layer, LayerSize(width, self._is_full(width), features.device))
-
-        self._hooks.run(inputs, targets, None, note)
-        return sizes
-
-    def _is_full(self, width: int) -> bool:
-        return width <= FULL_UP_TO if self.full == "auto" else bool(self.full)
-
     def _require_layers(self) -> None:
         if not self.scatters:
             raise ValueError(
@@ -483,29 +408,4 @@ class LayerProbe:
 
     def _update(self, layer: str, features: Tensor, labels: Tensor) -> None:
         self.scores = self.test_scores = None
-        scatter = self.scatters.get(layer)
-        if scatter is None:
-            validate.check_batch(features, labels)
-            scatter = self.scatters[layer] = self._new_state(features)
-        elif features.shape[1] != scatter.num_features:
-            raise ValueError(
-                f"features have width {features.shape[1]}, expected {scatter.num_features} as in "
-                "earlier batches; for inputs of varying size reduce this layer by 'mean'"
-            )
-        scatter.update(features, labels)
-
-    def _new_state(self, features: Tensor) -> ClassScatter:
-        width = features.shape[1]
-        return ClassScatter(
-            self.num_classes,
-            width,
-            full=self._is_full(width),
-            device=features.device,
-            ignore_index=self.ignore_index,
-        )
-
-
-def _why_silent(layer: str) -> str:
-    if layer == INPUT:
-        return f"layer {layer!r}: the inputs hold no floating-point tensor and no embedding ran"
-    return f"layer {layer!r}: did not run"
+        self._states.update(self.scatters, layer, features, labels)

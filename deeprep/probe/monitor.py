@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from deeprep.base import validate
 from deeprep.probe.labelling import Labels
-from deeprep.probe.layer_probe import Full, LayerProbe
+from deeprep.probe.layer_probe import LayerProbe
 from deeprep.probe.layers import LayerSelector
+from deeprep.probe.passes import Full
 from deeprep.probe.reduce import Reduce
 from deeprep.probe.sequences import Mask
 from deeprep.report import LayerReport, ReportOptions

@@ -122,9 +122,7 @@ def test_limits_that_are_none():
 
 def no_states(monkeypatch):
     made = []
-    monkeypatch.setattr(
-        "deeprep.probe.layer_probe.ClassScatter", lambda *sizes, **_: made.append(sizes)
-    )
+    monkeypatch.setattr("deeprep.probe.passes.ClassScatter", lambda *sizes, **_: made.append(sizes))
     return made
 
 
