@@ -190,8 +190,9 @@ class _LayerCounters:
         columns = max(self.spread.num_means, self._num_classes)
         for where, block in class_means.blocks_of_rows(rows, self.spread.origin, columns):
             if self._weight is not None:
-                predicted = torch.addmm(self._shares, block, self._weight.T).argmax(dim=1)
-                hits = (predicted == classes[where]) & counted[where]
+                value, predicted = torch.addmm(self._shares, block, self._weight.T).max(dim=1)
+                # Of a row with NaN all scores are, and the first of them would be the largest.
+                hits = (predicted == classes[where]) & counted[where] & value.isfinite()
                 self.hits[0] += hits.sum()
             self.hits[1] += self.spread.update(block, own[where], known[where]).sum()
         self.hits[2] += counted.sum()

@@ -204,3 +204,12 @@ def test_processes_add_up(run_ranks):
         assert result["a"].ncc_accuracy == whole.ncc_accuracy
         assert result["a"].probe_accuracy == whole.probe_accuracy
         assert result["a"].directional_cdnv == pytest.approx(whole.directional_cdnv, rel=1e-12)
+
+
+def test_rows_with_nan_are_wrong_whatever_their_class():
+    features, labels = problem(num_classes=2, num_samples=20)
+    scatter = deeprep.class_scatter(features, labels, full=True)
+    rows = torch.full((4, 7), math.nan)
+    rows[2:] = math.inf
+    found = score(scatter, (rows, torch.tensor([0, 1, 0, 1])))
+    assert found.probe_accuracy == found.ncc_accuracy == 0.0
