@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ _ROWS_CHECKED = 64
 # Of the sums of absolute products: bfloat16 rounds to 2^-8, and a map that is not linear is off by
 # the products themselves.
 _ROUNDING = 2.0**-6
+_HARDLY_BY_CHANCE = math.log(1e4)
 _LARGEST_UNASKED = 2**25  # entries K d of the means, 256 MiB
 
 
@@ -321,11 +323,23 @@ def _is_mask_of(mask: Tensor, labels: Tensor) -> bool:
 
 
 def _is_ranked_alike(own: Tensor, scores: Tensor) -> bool:
-    """Whether both rank the same class first in every row."""
+    """Whether both rank the classes alike in every row, and hardly so by chance.
+
+    Of few rows, only the usual maps of scores are taken for one that keeps their order.
+    """
     if own.numel() != scores.numel():
         return False
-    own = own.reshape(scores.shape)
-    return bool((own.argmax(dim=-1) == scores.argmax(dim=-1)).all())
+    rounding = 8.0 * torch.finfo(scores.dtype).eps
+    own, scores = own.reshape(scores.shape), scores.float()
+    own, scores = (_vectors(values)[:_ROWS_CHECKED].double() for values in (own, scores))
+    ranked = scores.gather(1, own.argsort(dim=1, descending=True))
+    rises = ranked.diff(dim=1) > rounding * ranked.abs().amax(dim=1, keepdim=True)
+    if bool(rises.any()) or not bool((own.argmax(dim=1) == scores.argmax(dim=1)).all()):
+        return False
+    if len(own) * math.lgamma(own.shape[1] + 1.0) > _HARDLY_BY_CHANCE:  # log of K! a row
+        return True
+    maps = own.softmax(dim=1), own.log_softmax(dim=1), own.sigmoid()
+    return any(torch.allclose(each, scores, rounding, rounding) for each in maps)
 
 
 def _chosen_token(own: Tensor, scores: Tensor) -> Tensor | None:

@@ -258,3 +258,30 @@ def test_hugging_face(kind, settings, classifier):
     assert found.model_accuracy == pytest.approx(
         (logits.argmax(dim=1) == LABELS).float().mean().item()
     )
+
+
+class HiddenOfK(nn.Module):
+    """Its only Linear is hidden and as wide as there are classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.weight = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, inputs):
+        return torch.relu(self.hidden(inputs)) @ self.weight
+
+
+def test_a_hidden_layer_that_happens_to_agree_on_one_sample_is_not_it():
+    inputs = torch.randn(60, 4)
+    model = HiddenOfK()
+    for first in range(12):
+        loader = [(inputs[first : first + 1], LABELS[first : first + 1]), (inputs[:12], LABELS)]
+        found = analyze(model, loader, 3).neural_collapse
+        assert "not that of a linear map" in found.reasons["classifier"]
+
+
+@pytest.mark.parametrize("after", [torch.softmax, torch.log_softmax])
+def test_a_softmax_of_one_sample_is_known(after):
+    model = Net(nn.Linear(6, 3), lambda scores: after(scores, dim=1))
+    loader = list(zip(torch.randn(12, 1, 4), LABELS[:, None], strict=True))
+    assert analyze(model, loader, 3).neural_collapse.classifier == "head"
