@@ -103,7 +103,8 @@ def data_frame(report: Any) -> DataFrame:
     whole = {"index": "int64", "num_features": "int64"}
     kinds |= whole
     frame = frame.astype({n: kinds.get(n.removeprefix("test_"), "float64") for n in frame.columns})
-    told = ("num_samples", "num_classes", "weighting", "corrected", "class_names")
+    classes = ("num_classes", "class_names", "min_count", "num_measured_classes")
+    told = ("num_samples", *classes, "weighting", "corrected")
     frame.attrs.update({name: vars(report)[name] for name in told})
     if report.test is not None:
         frame.attrs["test_num_samples"] = report.test.num_samples

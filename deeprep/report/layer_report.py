@@ -296,6 +296,8 @@ class LayerReport:
         of a layer's name that is no ASCII letter, digit, "_" or "." its code point, "-x2f-" for
         "/".
 
+        Those on test data are under ``<prefix>test/``.
+
         What is not defined (None) is left out, and so is what is NaN or infinite, which not every
         tracker takes; ``<prefix>nonfinite`` is the number of the latter, and `warnings` say why.
 
@@ -317,7 +319,10 @@ class LayerReport:
         2.0
         """
         fits = ("compression_fit", "discrimination_fit")
-        return flat_scalars(self.layers, {name: getattr(self, name) for name in fits}, prefix)
+        scalars = flat_scalars(self.layers, {name: getattr(self, name) for name in fits}, prefix)
+        if self.test is not None:
+            scalars |= self.test.scalars(f"{prefix}test/")
+        return scalars
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for strict JSON: NaN and infinities become "nan", "inf", "-inf"."""
@@ -345,7 +350,8 @@ class LayerReport:
     def to_pandas(self) -> DataFrame:
         """Return a data frame, a row a layer, a column a metric; what is not defined is missing.
 
-        Its ``attrs`` hold the number of samples and of classes, the weighting and the correction.
+        Its ``attrs`` hold the number of samples and of classes, min_count and the number of
+        classes measured, the weighting and the correction.
 
         Raises
         ------

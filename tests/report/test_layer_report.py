@@ -345,6 +345,7 @@ def test_pandas_has_a_row_a_layer_and_numbers_in_its_columns():
     assert frame["nc1"].dtype == "float64"
     assert frame["nc1"].isna().all()
     assert frame.attrs["num_samples"] == 40
+    assert (frame.attrs["min_count"], frame.attrs["num_measured_classes"]) == (1, None)
     assert "closest_pairs" not in frame
 
 

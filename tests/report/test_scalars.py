@@ -109,3 +109,13 @@ def test_prefixes(prefix):
 def test_prefixes_that_some_tracker_does_not_take(prefix):
     with pytest.raises(ValueError, match=re.escape(f"prefix is {prefix!r}, expected letters")):
         report_of(["a"]).scalars(prefix)
+
+
+def test_those_on_test_data_have_names_of_their_own():
+    report = report_of(["relu#2"], ncc_accuracy=1.0)
+    test = report_of(["relu#2"], ncc_accuracy=0.5, compression=math.nan)
+    scalars = report.with_test(test).scalars()
+    assert scalars["deeprep/ncc_accuracy/relu-2"] == 1.0
+    assert scalars["deeprep/test/ncc_accuracy/relu-2"] == 0.5
+    assert (scalars["deeprep/nonfinite"], scalars["deeprep/test/nonfinite"]) == (0.0, 1.0)
+    assert all(is_taken(name) for name in scalars)
