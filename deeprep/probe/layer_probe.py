@@ -378,6 +378,7 @@ class LayerProbe:
         self._hooks.only = frozenset(layers)
         self.scatters, self.scores, self.test_scores = {}, None, None
         self._collapse.state = None
+        self._collapse.is_whole = True
 
     def all_reduce(self, group: Any = None) -> None:
         """Merge the states of all processes of a torch.distributed group, layer by layer.

@@ -171,3 +171,13 @@ def test_tokens_of_a_large_model_take_a_gibibyte_a_layer():
     sizes = {f"block{i}": size for i in range(32)}
     turns_of_8 = layers_in_turns(32_000, sizes, 2**33)
     assert [len(turn) for turn in turns_of_8] == [8, 8, 8, 8]
+
+
+def test_a_turn_begins_anew_after_batches_outside_of_run():
+    probe = deeprep.LayerProbe(torch.nn.Linear(4, 2), 2)
+    batch = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    with probe:
+        probe(*batch)
+    probe.start_turn(["input"])
+    probe.run([batch])
+    assert probe.report().neural_collapse.classifier == "the model itself"
