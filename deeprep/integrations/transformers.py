@@ -52,7 +52,8 @@ class DeeprepCallback(TrainerCallback):
         See `deeprep.LayerProbe`. The mean over the tokens is the default here.
     on
         "train", or "evaluation" for the batches of each evaluation during training, in eval mode:
-        these are logged under ``eval_deeprep/...``, after what `evaluate` itself logs.
+        these are logged under ``eval_deeprep/...``, after what `evaluate` itself logs. Of many
+        processes some may be given a few samples twice, for all to have as many: they count twice.
     every, window
         Training steps to measure, see `deeprep.Monitor`. Every evaluation is measured, as a whole.
         Under gradient accumulation a step is all of its batches.
@@ -73,7 +74,8 @@ class DeeprepCallback(TrainerCallback):
     Raises
     ------
     ValueError, TypeError
-        On arguments that do not fit and, once training runs, on batches without labels.
+        On arguments that do not fit and, once training runs, on batches without labels and
+        evaluations in which the Trainer computes no loss.
 
     Examples
     --------
@@ -145,15 +147,17 @@ class DeeprepCallback(TrainerCallback):
         number = steps if self.on == "train" else self._evaluations
         return self._monitor.step(self.labels_of(inputs), number=number)
 
-    def _log(self, control: TrainerControl, prefix: str) -> None:
+    def _log(self, control: TrainerControl, prefix: str) -> bool:
+        """Log what was measured, if anything was."""
         report = None if self._monitor is None else self._monitor.report()
         if report is None:
-            return
+            return False
         self.report = report
         # Logging clears the flag, and with it the Trainer's own values of this step.
         should_log = control.should_log
         self._trainer.log(report.scalars(prefix))
         control.should_log = should_log
+        return True
 
     # ---------------------------------------------------------------- the Trainer's events
 
@@ -179,12 +183,30 @@ class DeeprepCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log what was measured in an evaluation."""
-        if self.on == "evaluation":
-            # Of several evaluation sets each has a name, as in "eval_matched_loss".
-            losses = [name for name in metrics or {} if name.endswith("_loss")]
-            stem = losses[0].removesuffix("loss") if losses else "eval_"
-            self._log(control, f"{stem}{self.prefix}")
-            self._evaluations += 1
+        if self.on != "evaluation" or not self._is_training:
+            return
+        # Of several evaluation sets each has a name, as in "eval_matched_runtime"; what a
+        # compute_metrics adds may end alike, but is longer.
+        times = [name for name in metrics or {} if name.endswith("_runtime")]
+        stem = min(times, key=len).removesuffix("runtime") if times else "eval_"
+        if not self._log(control, f"{stem}{self.prefix}"):
+            raise ValueError(
+                "no batch of the evaluation was measured, expected the Trainer to call "
+                "compute_loss with each; it does not for batches without labels, nor does a "
+                "Seq2SeqTrainer that generates"
+            )
+        self._evaluations += 1
+
+    def on_predict(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Forget the batches of `Trainer.predict`, which are of no evaluation."""
+        self._evaluations += 1
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

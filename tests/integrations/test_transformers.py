@@ -159,6 +159,21 @@ def test_evaluations(tmp_path):
     assert len(trainer.state.log_history) == history + 1
 
 
+@pytest.mark.parametrize(
+    ("sets", "stems"),
+    [(Data(12), {"eval_"}), ({"seen": Data(12), "new": Data(6)}, {"eval_seen_", "eval_new_"})],
+)
+def test_names_of_evaluations_are_those_of_their_sets(tmp_path, sets, stems):
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=6)
+    trainer.eval_dataset = sets
+    # With a prefix of its own it comes before the loss, and ends alike.
+    trainer.compute_metrics = lambda predictions: {"eval_token_loss": 1.0, "eval_my_runtime": 2.0}
+    trainer.add_callback(DeeprepCallback(trainer, NUM_CLASSES, on="evaluation"))
+    trainer.train()
+    names = {name for entry in trainer.state.log_history for name in entry if "deeprep" in name}
+    assert {name.partition("deeprep/")[0] for name in names} == stems
+
+
 def test_curves_reach_the_event_file_of_tensorboard(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -173,6 +188,32 @@ def test_curves_reach_the_event_file_of_tensorboard(tmp_path, monkeypatch):
     found = {each.step: each.value for each in events.Scalars(f"train/{name}")}
     assert found == pytest.approx(logged(trainer, name), rel=1e-6)
     assert list(found) == [1, 3, 5]
+
+
+def test_predictions_during_training_are_no_part_of_an_evaluation(tmp_path):
+    class Predicting(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.predict(Data(9))
+
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3, max_steps=3)
+    evaluated = DeeprepCallback(trainer, NUM_CLASSES, on="evaluation")
+    trainer.add_callback(evaluated)
+    trainer.add_callback(Predicting())
+    trainer.train()
+    assert evaluated.report.num_samples == 12
+
+
+def test_an_evaluation_that_computes_no_loss_is_an_error(tmp_path):
+    class Generating(transformers.Trainer):  # as Seq2SeqTrainer with predict_with_generate
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            with torch.no_grad():
+                outputs = model(**inputs)
+            return outputs.loss, None, None
+
+    trainer = make_trainer(tmp_path, Generating, eval_strategy="steps", eval_steps=3)
+    trainer.add_callback(DeeprepCallback(trainer, NUM_CLASSES, on="evaluation"))
+    with pytest.raises(ValueError, match="no batch of the evaluation was measured"):
+        trainer.train()
 
 
 def test_errors(tmp_path):
