@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deeprep.base import validate
 from deeprep.probe import Monitor
+from deeprep.probe.labelling import Labels
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.report import LayerReport, ReportOptions
@@ -47,9 +48,11 @@ class DeeprepCallback(TrainerCallback):
         because the labels of a batch are seen where it computes the loss, also with label smoothing
         or a loss function of one's own.
     num_classes
-        K.
-    layers, reduce, full, ignore_index
-        See `deeprep.LayerProbe`. The mean over the tokens is the default here.
+        K; with `labels` of tokens it need not be given.
+    layers, reduce, full, ignore_index, labels
+        See `deeprep.LayerProbe`. The mean over the tokens is the default of `reduce` here. With
+        labels="next-token" the tokens are the batch's "labels", as of the loss: a prompt that they
+        leave out is not measured.
     on
         "train", or "evaluation" for the batches of each evaluation during training, in eval mode:
         these are logged under ``eval_deeprep/...``, after what `evaluate` itself logs. Of many
@@ -87,15 +90,16 @@ class DeeprepCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        num_classes: int,
+        num_classes: int | None = None,
         layers: LayerSelector | Sequence[LayerSelector] | None = None,
-        reduce: Reduce = "mean",
+        reduce: Reduce | None = None,
         *,
         on: Stage = "train",
         every: int = 100,
         window: int = 1,
         full: bool | Literal["auto"] = False,
         ignore_index: int = -100,
+        labels: Labels = None,
         labels_of: Callable[[Any], Tensor] | None = None,
         prefix: str = "deeprep/",
         options: ReportOptions | None = None,
@@ -112,9 +116,10 @@ class DeeprepCallback(TrainerCallback):
         self._options: dict[str, Any] = {
             "num_classes": num_classes,
             "layers": layers,
-            "reduce": reduce,
+            "reduce": "mean" if reduce is None and labels is None else reduce,
             "full": full,
             "ignore_index": ignore_index,
+            "labels": labels,
             "options": options,
             **steps,
             **changes,

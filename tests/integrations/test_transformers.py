@@ -216,6 +216,40 @@ def test_an_evaluation_that_computes_no_loss_is_an_error(tmp_path):
         trainer.train()
 
 
+class Text(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        ids = torch.arange(index, index + 7) % 5
+        labels = torch.where(torch.arange(7) < 2, -100, ids)  # a prompt without a loss
+        return {"input_ids": ids, "attention_mask": torch.ones(7).long(), "labels": labels}
+
+
+def test_next_tokens_of_a_causal_model(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=5, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": [], "max_steps": 1}
+    arguments = transformers.TrainingArguments(
+        save_strategy="no", disable_tqdm=True, per_device_train_batch_size=6, **options
+    )
+    trainer = transformers.Trainer(
+        model=transformers.GPT2LMHeadModel(config), args=arguments, train_dataset=Text()
+    )
+    callback = DeeprepCallback(trainer, labels="next-token")
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.report.num_samples == 6 * 4  # the tokens 2 to 5 of each text, and the next
+    assert callback.report.num_classes == 5
+    assert list(logged(trainer, "deeprep/compression/transformer.h.1")) == [1]
+    trainer.remove_callback(callback)
+    trainer.add_callback(DeeprepCallback(trainer, 5, reduce="tokens"))
+    with pytest.raises(ValueError, match="next-token"):  # labels that are the input_ids
+        trainer.train()
+
+
 def test_errors(tmp_path):
     trainer = make_trainer(tmp_path)
     for options, message in (
