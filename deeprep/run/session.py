@@ -105,6 +105,7 @@ def _run(start: Settings | RunDirectory, console: Console, ranks: Ranks | None) 
     with ExitStack() as stack:
         together(ranks, lambda: stack.enter_context(session.tracker) if is_logging else None)
         stopped = session.train(checkpoint)
+        session.tracker.is_stopped = bool(stopped)
     files = together(ranks, lambda: directory.write_summaries() if session.first else [])
     if session.first:
         _print_results(directory, files, console)

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from deeprep.base import strict_json
 from deeprep.base.console import print_warning
@@ -44,12 +44,15 @@ def require_tracker(name: TrackerName | None) -> None:
         )
 
 
+_Ending = Literal["FINISHED", "FAILED", "KILLED"]  # MLflow's words
+
+
 class _Log(Protocol):
     """One run of a tracker, open for writing."""
 
     def log(self, values: dict[str, float], step: int) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, ending: _Ending) -> None: ...
 
 
 class Tracker:
@@ -61,6 +64,11 @@ class Tracker:
         Which one; None: none.
     directory, settings
         Of the run.
+
+    Attributes
+    ----------
+    is_stopped
+        Whether a signal has stopped the run, which tells its tracker how it ended.
 
     Raises
     ------
@@ -75,18 +83,20 @@ class Tracker:
         self._path = directory.path / "tracker.json"
         self._note: dict[str, Any] = {"tracker": name, "run": None, "epoch": -1}
         self._log: _Log | None = None
+        self.is_stopped = False
 
     def __enter__(self) -> Tracker:
         if self._name is None:
             return self
         if self._path.is_file():
             note = strict_json.read(self._path)
-            if not isinstance(note, dict) or note.keys() != self._note.keys():
+            if not _is_note(note):
                 raise ValueError(
                     f"{self._path} is another kind of data, expected {', '.join(self._note)}; "
                     "remove it to begin new curves"
                 )
-            self._note = note
+            if note["tracker"] == self._name:  # else config.json has been changed since
+                self._note = note
         try:
             self._log = _OPEN[self._name](self._directory.path, self._settings, self._note)
         except Exception as error:  # whatever the package raises without a network or an account
@@ -98,10 +108,12 @@ class Tracker:
             self.add(measurement)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._log is not None:
             log, self._log = self._log, None
-            self._or_warn(log.close)
+            stopped = self.is_stopped or kind is KeyboardInterrupt
+            ending: _Ending = "KILLED" if stopped else "FINISHED" if kind is None else "FAILED"
+            self._or_warn(lambda: log.close(ending))
 
     def add(self, measurement: Measurement) -> None:
         """Log a measurement, unless its epoch has been; a tracker that fails ends no run."""
@@ -122,6 +134,15 @@ class Tracker:
             print_warning(f"{self._name}: {error}; what it lacks is in metrics.jsonl")
 
 
+def _is_note(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"tracker", "run", "epoch"}
+        and isinstance(values["run"], str)
+        and isinstance(values["epoch"], int)
+    )
+
+
 class _TensorBoard:
     def __init__(self, directory: Path, settings: Settings, note: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -134,7 +155,7 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, ending: _Ending) -> None:
         self._writer.close()
 
 
@@ -152,10 +173,11 @@ class _WandB:
         )
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
+        # Without commit it would keep the values until those of the next step come.
+        self._run.log(values, step=step, commit=True)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, ending: _Ending) -> None:
+        self._run.finish(exit_code=int(ending != "FINISHED"))
 
 
 class _MLflow:
@@ -163,12 +185,7 @@ class _MLflow:
         self._entities = importlib.import_module("mlflow.entities")
         self._client = importlib.import_module("mlflow").MlflowClient()
         if note["run"] is None:
-            experiment = self._client.get_experiment_by_name(_PROJECT)
-            number = (
-                self._client.create_experiment(_PROJECT)
-                if experiment is None
-                else experiment.experiment_id
-            )
+            number = self._experiment()
             note["run"] = self._client.create_run(number, run_name=directory.name).info.run_id
             for group, values in to_dict(settings).items():
                 for name, value in values.items():
@@ -177,14 +194,26 @@ class _MLflow:
             self._client.update_run(note["run"], "RUNNING")
         self._run = note["run"]
 
+    def _experiment(self) -> str:
+        """Return the number of the project's experiment, which the first run makes."""
+        experiment = self._client.get_experiment_by_name(_PROJECT)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(_PROJECT))
+            except Exception:  # another run of a sweep may have made it just now
+                experiment = self._client.get_experiment_by_name(_PROJECT)
+                if experiment is None:
+                    raise
+        return str(experiment.experiment_id)
+
     def log(self, values: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
         metrics = [self._entities.Metric(name, v, now, step) for name, v in values.items()]
         for begin in range(0, len(metrics), _MLFLOW_BATCH):
             self._client.log_batch(self._run, metrics[begin : begin + _MLFLOW_BATCH])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, ending: _Ending) -> None:
+        self._client.set_terminated(self._run, ending)
 
 
 class _Trackio:
@@ -203,7 +232,7 @@ class _Trackio:
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
-    def close(self) -> None:
+    def close(self, ending: _Ending) -> None:
         self._run.finish()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 from deeprep import plots
 from deeprep.data import DataSettings
 from deeprep.models import ModelSettings
-from deeprep.run import main, run, session, tracker
+from deeprep.run import RunStopped, main, run, session, tracker
 from deeprep.run.record import RunDirectory
 from deeprep.run.settings import OptimizationSettings, RunSettings, Settings
 
@@ -60,27 +61,38 @@ def wandb_records(data):
             record = b""
 
 
-def read_wandb(directory, run_id, metric):
+def all_wandb_records(directory, run_id):
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found = []
     for path in sorted(directory.glob(f"wandb/offline-run-*/run-{run_id}.wandb")):
-        for data in wandb_records(path.read_bytes()):
-            record = Record.FromString(data)
-            items = {
-                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-                for item in record.history.item
-            }
-            if metric in items:
-                found.append((record.history.step.num, items[metric]))
+        yield from map(Record.FromString, wandb_records(path.read_bytes()))
+
+
+def read_wandb(directory, run_id, metric):
+    found, ends = [], []
+    for record in all_wandb_records(directory, run_id):
+        ends += [record.exit.exit_code] if record.HasField("exit") else []
+        items = {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
+        if metric in items:
+            found.append((record.history.step.num, items[metric]))
+    assert ends == [1, 0]  # the crash, and the end
     return found
+
+
+def mlflow_status(run_id):
+    import mlflow
+
+    return mlflow.MlflowClient().get_run(run_id).info.status
 
 
 def read_mlflow(directory, run_id, metric):
     import mlflow
 
     history = mlflow.MlflowClient().get_metric_history(run_id, metric)
-    assert mlflow.MlflowClient().get_run(run_id).info.status == "FINISHED"
+    assert mlflow_status(run_id) == "FINISHED"
     return [(each.step, each.value) for each in history]
 
 
@@ -123,6 +135,8 @@ def test_curves_of_a_run_that_crashed_and_went_on(tmp_path, monkeypatch, name):
     directory = tmp_path / "runs/mlp-digits-seed0"
     note = json.loads((directory / "tracker.json").read_text())
     assert (note["tracker"], note["epoch"]) == (name, 2)
+    if name == "mlflow":
+        assert mlflow_status(note["run"]) == "FAILED"
     run(RunDirectory.open(directory))
     run(RunDirectory.open(directory))  # finished: it adds nothing
     measured = RunDirectory.open(directory).measurements
@@ -159,8 +173,11 @@ class Failing:
         if step:
             raise ConnectionError("no network")
 
-    def close(self):
-        pass
+    def close(self, ending):
+        endings.append(ending)
+
+
+endings = []
 
 
 def test_a_tracker_that_fails_later_warns_and_ends_no_run(tmp_path, monkeypatch, capsys):
@@ -168,6 +185,7 @@ def test_a_tracker_that_fails_later_warns_and_ends_no_run(tmp_path, monkeypatch,
     monkeypatch.setitem(tracker._OPEN, "wandb", Failing)
     directory = run(small_settings(tmp_path, "wandb"))
     assert directory.load_checkpoint().finished
+    assert endings.pop() == "FINISHED"
     assert capsys.readouterr().err.count("wandb: no network") == len(directory.measurements) - 1
 
 
@@ -181,11 +199,61 @@ def test_what_cannot_be_started_or_read(tmp_path, monkeypatch):
         run(small_settings(tmp_path, "wandb"))
     directory = tmp_path / "mlp-digits-seed0"
     monkeypatch.setitem(tracker._OPEN, "wandb", Failing)
-    (directory / "tracker.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"tracker\.json is another kind of data"):
-        run(RunDirectory.open(directory))
+    for wrong in ("[]", '{"tracker": "wandb", "run": "1", "epoch": "2"}'):
+        (directory / "tracker.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"tracker\.json is another kind of data"):
+            run(RunDirectory.open(directory))
     (directory / "tracker.json").unlink()
     assert run(RunDirectory.open(directory)).load_checkpoint().finished
+
+
+def test_a_stopped_run_is_told_as_such_and_another_tracker_begins_anew(tmp_path, monkeypatch):
+    train, logged = session.train, []
+
+    class Good(Failing):
+        def log(self, values, step):
+            logged.append(step)
+
+    def interrupted(*args, **options):
+        for result in train(*args, **options):
+            if result.epoch == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield result
+
+    monkeypatch.setattr(tracker, "find_spec", lambda name: True)
+    monkeypatch.setitem(tracker._OPEN, "wandb", Good)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train", interrupted)
+        with pytest.raises(RunStopped):
+            run(small_settings(tmp_path, "wandb"))
+    assert endings.pop() == "KILLED"
+    path = tmp_path / "mlp-digits-seed0/tracker.json"
+    path.write_text(path.read_text().replace("wandb", "mlflow"))
+    before = list(logged)
+    logged.clear()
+    run(RunDirectory.open(path.parent))
+    assert logged[: len(before)] == before
+    assert json.loads(path.read_text())["tracker"] == "wandb"
+
+
+def test_runs_of_a_sweep_make_one_experiment_of_mlflow(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    find = mlflow.MlflowClient.get_experiment_by_name
+    calls = []
+
+    def slow(self, name):
+        calls.append(name)
+        if len(calls) == 1:  # another run is faster
+            self.create_experiment(name)
+            return None
+        return find(self, name)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", slow)
+    note = {"run": None}
+    tracker._OPEN["mlflow"](tmp_path, Settings(), note).close("FINISHED")
+    assert mlflow_status(note["run"]) == "FINISHED"
 
 
 def test_without_a_tracker_there_is_nothing(tmp_path):
