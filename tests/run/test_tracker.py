@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 import signal
 import struct
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -163,6 +167,62 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_written(
     with pytest.raises(ValueError, match="tracker is 'mlflow'"):
         run(small_settings(tmp_path / "runs", "mlflow"))
     assert not list(tmp_path.iterdir())
+
+
+class TrackioRun:
+    """As `trackio.Run` is called."""
+
+    def __init__(self, rows):
+        self.rows, self.is_open = rows, True
+
+    def log(self, metrics: dict, step: int | None = None):
+        assert self.is_open
+        self.rows.append((step, metrics))
+
+    def finish(self):
+        self.is_open = False
+
+
+def test_trackio_is_called_as_it_expects(tmp_path, monkeypatch):
+    """Without it: it asks for an older pillow than others, so it is in no extra of the tests."""
+    runs = {}
+
+    def init(
+        project: str,
+        name: str | None = None,
+        config: dict | None = None,
+        resume: str = "never",
+        embed: bool = True,
+    ):
+        assert (project, resume, embed) == ("deeprep", "allow", False)
+        assert config["model"]["depth"] == 3
+        return TrackioRun(runs.setdefault(name, []))
+
+    if importlib.util.find_spec("trackio") is not None:
+        import trackio
+
+        for fake, real in ((init, trackio.init), (TrackioRun.log, trackio.Run.log)):
+            wanted = inspect.signature(real).parameters
+            for name, parameter in inspect.signature(fake).parameters.items():
+                assert parameter.default == wanted[name].default
+    monkeypatch.setattr(tracker, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=init))
+    save = RunDirectory.save_checkpoint
+
+    def crash(self, checkpoint):
+        if checkpoint.epoch == 2:
+            raise MemoryError
+        save(self, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save_checkpoint", crash)
+        with pytest.raises(MemoryError):
+            run(small_settings(tmp_path, "trackio"))
+    directory = run(RunDirectory.open(tmp_path / "mlp-digits-seed0"))
+    ((name, rows),) = runs.items()
+    assert name.startswith("mlp-digits-seed0-")
+    assert [step for step, _ in rows] == [each.epoch for each in directory.measurements]
+    assert rows[-1][1][NAME] == directory.measurements[-1].report.scalars()[NAME]
 
 
 class Failing:
