@@ -5,22 +5,26 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deeprep.base import validate
+from deeprep.integrations.selection import (
+    labels_of_batch,
+    masks_of,
+    measured_module,
+    named_values,
+)
 from deeprep.probe import LayerProbe, Monitor
-from deeprep.probe.evaluation import split_batch
 from deeprep.probe.layers import LayerSelector
 from deeprep.probe.reduce import Reduce
 from deeprep.report import LayerReport, ReportOptions
 from deeprep.report.layer_metrics import ALWAYS, choose_metrics
 from deeprep.report.options import ReportKeywords, report_options
-from deeprep.report.scalars import tracker_name
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -166,7 +170,7 @@ class LayerMetricsCallback(Callback):
             )
         self.loader = loader
         self.module = module
-        self.labels_of = _labels_of if labels_of is None else labels_of
+        self.labels_of = labels_of_batch if labels_of is None else labels_of
         self.prefix = prefix
         self.reports: dict[int, LayerReport] = {}
         self._selection: dict[str, Any] = {
@@ -204,7 +208,7 @@ class LayerMetricsCallback(Callback):
         if self._num_batches == self.max_batches:
             return
         self._num_batches += 1
-        self._batch = self._probe.batch(self.labels_of(batch), _masks_of(batch))
+        self._batch = self._probe.batch(self.labels_of(batch), masks_of(batch))
         self._batch.__enter__()
 
     def _end_batch(self) -> None:
@@ -226,30 +230,22 @@ class LayerMetricsCallback(Callback):
         if not probe.scatters and self.loader is None:
             raise ValueError(
                 f"module is {self.module!r}, expected a module that runs in the {self.on} step: "
-                f"no layer of {type(self._model_of(pl_module)).__name__} did"
+                f"no layer of {type(measured_module(pl_module, self.module)).__name__} did"
             )
         # In a pass of its own there is time for all that the states allow.
         changes: ReportKeywords = {} if self.loader is None else {"metrics": "auto"}
         report = probe.report(self.options, **changes)
         self.reports[trainer.current_epoch] = report
-        values = self._values(report)
+        values = named_values(report, self.options.metrics, self.prefix)
         # All processes have the same values; without sync_dist Lightning warns that they may not.
         pl_module.log_dict(values, sync_dist=trainer.world_size > 1)
-
-    def _values(self, report: LayerReport) -> dict[str, float]:
-        return {
-            f"{self.prefix}{metric}/{tracker_name(layer.name)}": float(value)
-            for metric in self.options.metrics
-            for layer in report.layers
-            if (value := getattr(layer, metric)) is not None
-        }
 
     # ---------------------------------------------------------------- a step
 
     def _start_step(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self._monitor is None:
             self._monitor = Monitor(
-                self._model_of(pl_module),
+                measured_module(pl_module, self.module),
                 self.num_classes,
                 every=validate.chosen(self.every_n_steps),
                 all_reduce=trainer.world_size > 1,
@@ -257,7 +253,7 @@ class LayerMetricsCallback(Callback):
                 **self._selection,
             )
         self._step = trainer.global_step
-        self._batch = self._monitor.step(self.labels_of(batch), _masks_of(batch), number=self._step)
+        self._batch = self._monitor.step(self.labels_of(batch), masks_of(batch), number=self._step)
         self._batch.__enter__()
 
     def _end_step(self, trainer: Trainer) -> None:
@@ -268,7 +264,7 @@ class LayerMetricsCallback(Callback):
         if report is None:
             return
         self.reports = {self._step: report}
-        values = self._values(report)
+        values = named_values(report, self.options.metrics, self.prefix)
         # Past `log_every_n_steps`, which would drop all but the steps that both choose.
         trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
         for logger in trainer.loggers:
@@ -283,19 +279,8 @@ class LayerMetricsCallback(Callback):
         return probe
 
     def _make_probe(self, pl_module: LightningModule) -> LayerProbe:
-        return LayerProbe(self._model_of(pl_module), self.num_classes, **self._selection)
-
-    def _model_of(self, pl_module: LightningModule) -> nn.Module:
-        if self.module is not None:
-            try:
-                return pl_module.get_submodule(self.module)
-            except AttributeError as error:
-                raise ValueError(
-                    f"module is {self.module!r}, expected a submodule: {error}"
-                ) from None
-        # Metrics and losses are children too, but have no parameters.
-        children = [c for c in pl_module.children() if next(c.parameters(), None) is not None]
-        return children[0] if len(children) == 1 else pl_module
+        model = measured_module(pl_module, self.module)
+        return LayerProbe(model, self.num_classes, **self._selection)
 
     def _detach(self) -> None:
         self._end_batch()
@@ -418,18 +403,3 @@ class LayerMetricsCallback(Callback):
         """Take the reports of a `state_dict`."""
         reports = state_dict["reports"].items()
         self.reports = {epoch: LayerReport.from_dict(report) for epoch, report in reports}
-
-
-def _masks_of(batch: Any) -> Any:
-    """The mask in a batch, or the two of an encoder-decoder model: also if not passed by name."""
-    if not isinstance(batch, Mapping):
-        return None
-    masks = batch.get("attention_mask"), batch.get("decoder_attention_mask")
-    return masks if any(str(key).startswith("decoder_") for key in batch) else masks[0]
-
-
-def _labels_of(batch: Any) -> Any:
-    try:
-        return split_batch(batch)[1]
-    except ValueError as error:
-        raise ValueError(f"{error}; or pass labels_of") from None
