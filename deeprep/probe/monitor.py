@@ -55,8 +55,8 @@ class Monitor:
     ----------
     model
         The module that the loop calls, DistributedDataParallel, torch.compile and FSDP included, or
-        what is inside of it. A compiled model runs eagerly in the steps that are measured and is
-        not compiled anew for it.
+        what is inside of it. A compiled model, given as the loop calls it, runs eagerly in the
+        steps that are measured and is not compiled anew for it.
     num_classes
         K; with `labels` of tokens it need not be given.
     layers, reduce, full, ignore_index, labels
@@ -172,8 +172,9 @@ class Monitor:
             the `input_ids`; see `LayerProbe.batch`.
         number
             Of the training step, from 0. By default every call is a step. Calls with one number
-            are one step: the parts of a batch under gradient accumulation. A loop that goes on from
-            a checkpoint passes it, to measure the same steps.
+            are one step: the parts of a batch under gradient accumulation. Ask for the report after
+            the last part, as parts that come after it are not measured. A loop that goes on from a
+            checkpoint passes the number, to measure the same steps.
 
         Examples
         --------
