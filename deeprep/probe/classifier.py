@@ -28,6 +28,7 @@ _ROWS_CHECKED = 64
 # the products themselves.
 _ROUNDING = 2.0**-6
 _HARDLY_BY_CHANCE = math.log(1e4)
+NOT_ASKED_FOR = "classifier=None"
 _LARGEST_UNASKED = 2**25  # entries K d of the means, 256 MiB
 
 
@@ -74,12 +75,12 @@ class Classifier:
         self.name: str | None = None
         self.reason: str | None = None
         self.weight: Tensor | None = None
-        self._bias: Tensor | None = None
+        self._is_checked = False  # whether the output was found to be W z + b, or not to be
         # Of the modules that have run in this forward, the last one last.
         self._calls: dict[str, tuple[Tensor, Tensor]] = {}
         self._weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         if selector is None:
-            self.reason = "classifier=None"
+            self.reason = NOT_ASKED_FOR
         elif selector == "auto":
             self._modules = {
                 name: module
@@ -113,13 +114,19 @@ class Classifier:
                 return
             self._calls.pop(name, None)
             self._calls[name] = given.detach(), output.detach()
-            if name not in self._weights and _num_outputs(module) == self._num_classes:
+            if self._wants_weight(name, module):
                 # Here, for outside of its forward FSDP has taken the weight apart.
                 bias = module.bias if isinstance(module.bias, Tensor) else None
                 wide = None if bias is None else bias.detach().to(torch.float64, copy=True)
                 self._weights[name] = _weight_of(module), wide
 
         return hook
+
+    def _wants_weight(self, name: str, module: nn.Module) -> bool:
+        """Whether the weight of a module is to be copied: once, and no large one unasked."""
+        if self._is_checked or name in self._weights or _num_outputs(module) != self._num_classes:
+            return False
+        return self.name is not None or _num_entries(module) <= _LARGEST_UNASKED
 
     def take(
         self, output: Any, labels: Tensor, inputs: Any, *, decide: bool
@@ -153,7 +160,7 @@ class Classifier:
             if self.name not in calls:
                 raise _UnclearError(f"{self.name!r} did not run")
             features, own = calls[self.name]
-            if self.weight is None and self.name in self._weights:
+            if self.name in self._weights:
                 self._take_weight(self.name, features, own)
             features, targets, deciding = self._rows(features, own, scores, given, labels.ndim)
         except _UnclearError as error:
@@ -197,6 +204,7 @@ class Classifier:
         """Keep the weight of the classifier if its output is W z + b."""
         weight, bias = self._weights[name]
         self._weights.clear()
+        self._is_checked = True
         rows, scores = (_vectors(values)[:_ROWS_CHECKED].double() for values in (features, own))
         if rows.shape[-1] != weight.shape[1] or len(rows) != len(scores):
             return
@@ -266,6 +274,13 @@ def _num_outputs(module: nn.Module) -> int | None:
     return None
 
 
+def _num_entries(module: nn.Module) -> int:
+    """Numbers in the weight of a linear map, also where FSDP has taken it apart."""
+    if isinstance(module, nn.Linear):
+        return module.out_features * module.in_features
+    return module.out_channels * module.in_channels if isinstance(module, _CONVOLUTIONS) else 0
+
+
 def _weight_of(module: nn.Module) -> Tensor:
     """Copy the weight (K, d) of a linear map."""
     weight = module.weight
@@ -303,7 +318,8 @@ def _scores_of(output: Any) -> Tensor | None:
     elif hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, tuple | list):
-        output = next((value for value in output if isinstance(value, Tensor)), None)
+        tensors = [value for value in output if isinstance(value, Tensor)]
+        output = next((value for value in tensors if value.ndim > 1), None)  # not a loss
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from deeprep.base.ranks import Ranks
-from deeprep.probe.classifier import Classifier
+from deeprep.probe.classifier import NOT_ASKED_FOR, Classifier
 from deeprep.probe.scores import ENTERING, Scores
 from deeprep.report import NeuralCollapse
 from deeprep.report.neural_collapse import measure_collapse
@@ -76,10 +76,12 @@ class CollapseProbe:
 
     def measure(
         self, scores: Scores | None, min_count: int, *, test: bool = False
-    ) -> NeuralCollapse:
+    ) -> NeuralCollapse | None:
         """Measure the collapse, of the test data of `scores` where it is about these."""
         state = scores.entering if test and scores is not None else self.state
         reason = self._classifier.reason
+        if reason == NOT_ASKED_FOR:
+            return None
         if not self.is_whole:
             reason = "batches came in outside of `run`, which alone looks at the classifier"
         if reason is not None or state is None:

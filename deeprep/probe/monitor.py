@@ -144,6 +144,7 @@ class Monitor:
             full=full,
             ignore_index=ignore_index,
             labels=labels,
+            classifier=None,  # the collapse needs what a model decides in eval mode
         )
         for module in model.modules():
             if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:

@@ -123,8 +123,7 @@ def test_one_can_be_named():
         LayerProbe(model, 3, classifier=nn.Linear(6, 3))
     with pytest.raises(TypeError, match="classifier is 3, expected a name"):
         LayerProbe(model, 3, classifier=3)
-    none = collapse_of(model, inputs, classifier=None)
-    assert none.reasons == {"classifier": "classifier=None"}
+    assert collapse_of(model, inputs, classifier=None) is None
 
 
 class LastToken(nn.Module):
@@ -285,3 +284,16 @@ def test_a_softmax_of_one_sample_is_known(after):
     model = Net(nn.Linear(6, 3), lambda scores: after(scores, dim=1))
     loader = list(zip(torch.randn(12, 1, 4), LABELS[:, None], strict=True))
     assert analyze(model, loader, 3).neural_collapse.classifier == "head"
+
+
+def test_the_scores_are_found_behind_a_loss():
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            scores = self.fc(inputs)
+            return scores.logsumexp(dim=1).mean(), scores
+
+    assert collapse_of(WithLoss(), torch.randn(12, 4)).classifier == "fc"

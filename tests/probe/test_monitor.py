@@ -33,7 +33,7 @@ def num_hooks(model):
 
 
 def measured_by_probe(model, *batches, **options):
-    with LayerProbe(model, 3, **options) as probe:
+    with LayerProbe(model, 3, classifier=None, **options) as probe:
         for inputs, labels in batches:
             with probe.batch(labels):
                 model(inputs)
@@ -372,3 +372,13 @@ def test_nothing_waits_for_the_device_before_the_report():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert monitor.report().num_samples == 12
+
+
+def test_a_report_says_nothing_of_a_collapse_that_nobody_asked_for():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    monitor = deeprep.Monitor(model, num_classes=2)
+    with monitor.step(torch.arange(16) % 2):
+        model(torch.randn(16, 4))
+    report = monitor.report()
+    assert report is not None
+    assert "NC1 to NC4" not in str(report)
