@@ -190,6 +190,9 @@ class Monitor:
         """
         if number is None:
             number = self._next
+        else:
+            is_whole = isinstance(number, int) and number >= 0
+            validate.require("number", number, is_whole, "a whole number >= 0")
         if number < self._next - 1:  # counted anew, as from epoch to epoch
             self._forget()
             self._ended = None

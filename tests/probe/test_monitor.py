@@ -382,3 +382,10 @@ def test_a_report_says_nothing_of_a_collapse_that_nobody_asked_for():
     report = monitor.report()
     assert report is not None
     assert "NC1 to NC4" not in str(report)
+
+
+@pytest.mark.parametrize("number", [-1, 2.5])
+def test_a_number_that_is_no_step_is_refused(number):
+    monitor = deeprep.Monitor(nn.Linear(4, 2), num_classes=2)
+    with pytest.raises(ValueError, match=f"number is {number}, expected a whole number >= 0"):
+        monitor.step(torch.arange(4) % 2, number=number)
