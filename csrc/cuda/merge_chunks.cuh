@@ -24,7 +24,7 @@ __device__ __forceinline__ void merge_chunks_of(const Batch& batch, const AnyTea
   StripMoments moments = {};
   ChunkWalk walk(batch, team, batch.scratch.first_chunk);
   walk.enter(segment);
-  while (moments.n < segment.num_rows) {
+  while (moments.n < static_cast<int>(segment.num_rows)) {
     double means[kStripsAtOnce * kVector];
     double sumsq[kStripsAtOnce];
     int rows[kStripsAtOnce];
