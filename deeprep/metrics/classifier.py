@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deeprep.base.validate import UndefinedStatisticError, as_tensor, check_batch, to_tensors
 from deeprep.metrics import class_means, undefined
-from deeprep.metrics.spectrum import noise_of_scatter
+from deeprep.metrics.spectrum import is_above_noise, noise_of_scatter
 from deeprep.state import ClassScatter
 
 
@@ -114,19 +114,15 @@ def check_ridge(ridge: float) -> None:
 def solve(total: Tensor, targets: Tensor, noise: float, ridge: float) -> Tensor:
     """Rows of B (T + ridge I)^+ for T `total` (d, d) and B `targets` (K, d).
 
-    Eigenvalues of T up to `noise` count as zero. Mostly there are none, which a Cholesky factor of
-    T - noise I proves in a small part of the time that all eigenvalues would take.
+    Eigenvalues of T up to `noise` count as zero. Mostly there are none.
     """
-    shifted = total.clone()
-    shifted.diagonal().sub_(noise)
     weight: Tensor
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    if not int(failed):
-        shifted.copy_(total).diagonal().add_(ridge)
-        torch.linalg.cholesky(shifted, out=factor)
+    if is_above_noise(total, noise):
+        ridged = total.clone()
+        ridged.diagonal().add_(ridge)
+        factor = torch.linalg.cholesky(ridged)
         weight = torch.cholesky_solve(targets.T, factor).T.contiguous()
         return weight
-    del shifted, factor
     eigenvalues, vectors = torch.linalg.eigh(total)
     # In the null space of T the targets have no component either: what the rounding of T puts
     # there is noise, and dividing by it would blow the weights up.

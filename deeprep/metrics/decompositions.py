@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeprep.metrics import class_means, undefined
 from deeprep.metrics.class_means import Span
-from deeprep.metrics.spectrum import noise_of_scatter
+from deeprep.metrics.spectrum import is_above_noise, noise_of_scatter
 from deeprep.state import ClassScatter
 
 
@@ -131,11 +131,8 @@ class Decompositions:
             return 0.0
         scale = self.state.num_samples / len(self.present)
         rows = span.vectors * span.singular.unsqueeze(1)
-        shifted = self.total.clone()
-        shifted.diagonal().sub_(self.noise)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
-        if not int(failed):
-            torch.linalg.cholesky(self.total, out=factor)
+        if is_above_noise(self.total, self.noise):
+            factor = torch.linalg.cholesky(self.total)
             half = torch.linalg.solve_triangular(factor, rows.T, upper=False)
             return scale * float(half.square().sum())
         values, vectors = self._total_eigen

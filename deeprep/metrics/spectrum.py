@@ -267,6 +267,17 @@ def noise_of_scatter(pooled: Tensor, unit_roundoff: float, scatter: Tensor) -> f
     return 4.0 * unit_roundoff * norms[0] + 8.0 * class_means.EPS * norms[1]
 
 
+def is_above_noise(scatter: Tensor, noise: float) -> bool:
+    """Whether all eigenvalues of a scatter (d, d) are above `noise`.
+
+    A Cholesky factor of scatter - noise I proves it, in a small part of the time that they take.
+    """
+    shifted = scatter.clone()
+    shifted.diagonal().sub_(noise)
+    _, failed = torch.linalg.cholesky_ex(shifted)
+    return not int(failed)
+
+
 def _singular_values(s: ClassScatter, statistic: str, value: object = "nan") -> Tensor:
     """Compute :func:`singular_values`; errors and warnings speak of ``statistic``."""
     class_means.present_classes(s, statistic, at_least=1)
