@@ -53,7 +53,7 @@ class Ranks(NamedTuple):
 
     def share(self, rank: int, num_classes: int) -> tuple[int, int]:
         """Return the classes [begin, end) that are a rank's share."""
-        return num_classes * rank // self.size, num_classes * (rank + 1) // self.size
+        return share_of(num_classes, rank, self.size)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -270,6 +270,15 @@ def _cuts(length: int) -> list[int]:
     """Return how many numbers of a message come in its first part, and how many in the rest."""
     begin = min(length, _FIRST_ENTRIES - _HEAD)
     return [begin, length - begin]
+
+
+def share_of(number: int, rank: int, size: int) -> tuple[int, int]:
+    """Return which of so many things, [begin, end), are the share of one of `size` ranks.
+
+    >>> [share_of(5, rank, 2) for rank in range(2)]
+    [(0, 2), (2, 5)]
+    """
+    return number * rank // size, number * (rank + 1) // size
 
 
 class Messages:

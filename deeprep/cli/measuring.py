@@ -182,8 +182,7 @@ def _share(samples: Data | TextData, ranks: Ranks | None) -> Data | TextData:
     """Return a process's share of the samples: some that lie one after the other."""
     if ranks is None:
         return samples
-    number = len(samples.labels)
-    share = slice(number * ranks.rank // ranks.size, number * (ranks.rank + 1) // ranks.size)
+    share = slice(*ranks.share(ranks.rank, len(samples.labels)))
     if isinstance(samples, TextData):
         return replace(samples, sentences=samples.sentences[share], labels=samples.labels[share])
     return replace(samples, inputs=samples.inputs[share], labels=samples.labels[share])

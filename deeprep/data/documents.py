@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deeprep.base.ranks import share_of
 from deeprep.base.validate import check_positive
 from deeprep.data.text import TEXT_SUFFIXES, read_sentences, read_utf8
 from deeprep.data.tokenizers import Tokenizer
@@ -119,9 +120,8 @@ class TokenBlocks:
 
     def share(self, rank: int, size: int) -> list[dict[str, Tensor]]:
         """Return the batches of one of `size` processes: some that lie one after the other."""
-        number = len(self.blocks)
-        mine = self.blocks[number * rank // size : number * (rank + 1) // size]
-        return list(self._batches(mine))
+        begin, end = share_of(len(self.blocks), rank, size)
+        return list(self._batches(self.blocks[begin:end]))
 
     def __len__(self) -> int:
         return -(-len(self.blocks) // self._batch_size)
