@@ -362,17 +362,7 @@ class LayerMetricsCallback(Callback):
         if dataloader_idx == 0:
             self._start_batch(trainer, pl_module, batch, "test")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Measure no more."""
-        self._end_batch()
+    on_test_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Detach, log and keep the report."""
