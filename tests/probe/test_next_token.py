@@ -189,12 +189,13 @@ def test_input_ids_are_never_taken_for_labels_silently(under_the_mask):
         pytest.raises(ValueError, match="labels are the input_ids"),
     ):
         probe(batch, labels)
+    model = Causal()
     with (
-        LayerProbe(Causal(), VOCABULARY, reduce="tokens") as probe,
+        LayerProbe(model, VOCABULARY, reduce="tokens") as probe,
         pytest.raises(ValueError, match="labels are the input_ids"),
         probe.batch(labels, batch["attention_mask"]),
     ):
-        probe._model(**batch)
+        model(**batch)
 
 
 def test_other_labels_of_positions_are_taken_as_they_are():
